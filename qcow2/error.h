@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* error.h - one line that says what is wrong and why, for whoever called; the library never prints. */
+#ifndef QCOW2_ERROR_H
+#define QCOW2_ERROR_H
+
+struct qcow2_error {
+	char text[512]; /* "" = nothing said; "FILE: what: why", control characters escaped */
+};
+
+/* Format into err (may be NULL) unless something was said before; returns code (a -errno). */
+int qcow2_fail(struct qcow2_error *err, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+#endif
