@@ -1,0 +1,553 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * fastmap.c - the mapping table and its coherence protocol (DESIGN sections 3 and 4).
+ *
+ * Owns the slots (decoded words of 512 clusters each), the readers' range counters and the list of drains in
+ * progress. Only the metadata thread stores words, slot headers and phases; a reader stores its own counters.
+ *
+ * Readers and withdrawals
+ *   enter:    p = phase; counter[p]++; FENCE; retry if the phase changed; only then look at words.
+ *   leave:    counter[p]--; FENCE; if somebody drains this bucket, wake the metadata thread.
+ *   withdraw: words = 0; FENCE; nothing counted in either phase -> drained. Otherwise flip the phase of the
+ * bucket and wait until the old phase counts nothing. Why that is enough: of the two fences, the reader's or
+ * the withdrawer's comes first. If the withdrawer's, the reader sees 0 words. If the reader's, the withdrawer
+ * sees it counted: in the phase it flips away from, as a reader that found the new phase (an acquire load of
+ * a value stored after the withdrawer's fence) has its own fence after it. Each counter has one writer, so
+ * reading it as 0 once proves that every earlier holder has left; no snapshot of all readers is needed. New
+ * readers count in the new phase: a stream of hits cannot starve a drain.
+ *
+ * Drains of one bucket do not overlap: a flip may only happen when the phase it makes current for new readers
+ * is not itself being waited for. So every withdrawal that has to wait takes a stamp from one global clock. A
+ * flip covers all stamps given out before it; a bucket whose drain ended with a stamp above the flip's still
+ * wanted is flipped again. A withdrawal is drained when every bucket of its range is done up to its stamp.
+ *
+ * Slots: a slice lives in one of the 4 ways of the set its number hashes to. A victim's header and words are
+ * zeroed, and it counts as dying until its old slice's bucket is drained: a reader that saw the old header is
+ * counted there. Only then does it get a new header, so a reader that saw the header it wants reads words of
+ * that slice only.
+ *
+ * Nothing here outlives the process.
+ */
+#include "fastmap.h"
+#include "qcow2/op.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#define WAYS 4u
+
+/* Read by every reader, written by the metadata thread on a drain. */
+struct bucket {
+	uint32_t phase; /* 0 or 1 */
+	uint32_t draining;
+};
+
+/* A bucket's drains; metadata thread only. Stamps of the global clock. */
+struct drains {
+	uint64_t done; /* every stamp up to this one is drained */
+	uint64_t flipped; /* the running drain covers these stamps */
+	uint64_t wanted; /* the highest stamp somebody waits for */
+};
+
+/* counter[phase]; one line holds eight buckets of one reader, never of two. */
+struct counter {
+	uint32_t held[2];
+};
+
+struct way {
+	enum { WAY_FREE, WAY_USED, WAY_DYING } state;
+	uint64_t slice; /* used: whose; dying: whose it was */
+	uint64_t stamp; /* dying: free when the slice's bucket is done up to this */
+};
+
+/* A withdrawal that waits: buckets [next, end) modulo FASTMAP_BUCKETS are still to be checked. */
+struct pending_drain {
+	struct op *waiter;
+	uint64_t stamp;
+	uint64_t next, end;
+	struct pending_drain *link;
+};
+
+struct fastmap {
+	struct fastmap_slot *slot; /* mmap: one line-aligned array of sets * WAYS */
+	struct counter *counter; /* [reader][bucket] */
+	struct bucket *bucket;
+	unsigned sets, readers, cluster_bits;
+	/* metadata thread */
+	struct way *way;
+	struct drains *drains;
+	struct pending_drain *pending;
+	uint64_t clock;
+	unsigned dying; /* ways in that state */
+	unsigned hand; /* of the eviction clock */
+	void (*wake)(void *ctx);
+	void *wake_ctx;
+	uint64_t used, withdrawals, waits; /* statistics, read by any thread */
+};
+
+bool fastmap_test_skip_drain;
+
+static void full_fence(void)
+{
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+static void count(uint64_t *counter, int64_t by)
+{
+	__atomic_store_n(counter, *counter + (uint64_t)by, __ATOMIC_RELAXED);
+}
+
+static unsigned bucket_of(uint64_t slice)
+{
+	return slice & (FASTMAP_BUCKETS - 1);
+}
+
+static uint64_t slice_of(const struct fastmap *f, uint64_t guest)
+{
+	return (guest >> f->cluster_bits) / FASTMAP_SLICE_CLUSTERS;
+}
+
+/* The first of the WAYS slots where @slice may be. */
+static unsigned set_of(const struct fastmap *f, uint64_t slice)
+{
+	uint64_t hash = slice * 0x9e3779b97f4a7c15ull;
+
+	return (unsigned)(((hash >> 32) * f->sets) >> 32) * WAYS;
+}
+
+/* ---- life ---- */
+
+static void *map_zeroed(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+int fastmap_new(struct fastmap **out, unsigned cluster_bits, uint64_t cache_bytes, unsigned readers)
+{
+	struct fastmap *f = calloc(1, sizeof(*f));
+	uint64_t sets = cache_bytes / (sizeof(struct fastmap_slot) * WAYS);
+
+	if (!f)
+		return -ENOMEM;
+	f->sets = sets < 1 ? 1 : sets > UINT32_MAX / WAYS / 2 ? UINT32_MAX / WAYS / 2 : (unsigned)sets;
+	f->readers = readers;
+	f->cluster_bits = cluster_bits;
+	f->slot = map_zeroed((size_t)f->sets * WAYS * sizeof(*f->slot));
+	f->counter = map_zeroed((size_t)readers * FASTMAP_BUCKETS * sizeof(*f->counter));
+	f->bucket = map_zeroed(FASTMAP_BUCKETS * sizeof(*f->bucket));
+	f->way = calloc((size_t)f->sets * WAYS, sizeof(*f->way));
+	f->drains = calloc(FASTMAP_BUCKETS, sizeof(*f->drains));
+	if (!f->slot || !f->counter || !f->bucket || !f->way || !f->drains) {
+		fastmap_free(f);
+		return -ENOMEM;
+	}
+	*out = f;
+	return 0;
+}
+
+void fastmap_set_cluster_bits(struct fastmap *f, unsigned cluster_bits)
+{
+	f->cluster_bits = cluster_bits;
+}
+
+void fastmap_free(struct fastmap *f)
+{
+	if (f->slot)
+		munmap(f->slot, (size_t)f->sets * WAYS * sizeof(*f->slot));
+	if (f->counter)
+		munmap(f->counter, (size_t)f->readers * FASTMAP_BUCKETS * sizeof(*f->counter));
+	if (f->bucket)
+		munmap(f->bucket, FASTMAP_BUCKETS * sizeof(*f->bucket));
+	free(f->way);
+	free(f->drains);
+	free(f);
+}
+
+void fastmap_set_wake(struct fastmap *f, void (*wake)(void *ctx), void *ctx)
+{
+	f->wake = wake;
+	f->wake_ctx = ctx;
+}
+
+void fastmap_counts(const struct fastmap *f, uint64_t *slots, uint64_t *withdrawals, uint64_t *drains)
+{
+	*slots = __atomic_load_n(&f->used, __ATOMIC_RELAXED);
+	*withdrawals = __atomic_load_n(&f->withdrawals, __ATOMIC_RELAXED);
+	*drains = __atomic_load_n(&f->waits, __ATOMIC_RELAXED);
+}
+
+/* ---- readers ---- */
+
+static uint32_t *held(struct fastmap *f, unsigned reader, unsigned bucket, unsigned phase)
+{
+	return &f->counter[reader * FASTMAP_BUCKETS + bucket].held[phase];
+}
+
+struct fastmap_hold fastmap_enter(struct fastmap *f, unsigned reader, uint64_t guest)
+{
+	struct fastmap_hold hold = { .bucket = (uint16_t)bucket_of(slice_of(f, guest)) };
+	struct bucket *b = &f->bucket[hold.bucket];
+
+	for (;;) {
+		uint32_t *h, phase = __atomic_load_n(&b->phase, __ATOMIC_ACQUIRE);
+
+		hold.phase = (uint8_t)phase;
+		h = held(f, reader, hold.bucket, phase);
+		__atomic_store_n(h, *h + 1, __ATOMIC_RELAXED);
+		full_fence();
+		if (__atomic_load_n(&b->phase, __ATOMIC_ACQUIRE) == phase)
+			return hold;
+		fastmap_leave(f, reader, hold);
+	}
+}
+
+void fastmap_leave(struct fastmap *f, unsigned reader, struct fastmap_hold hold)
+{
+	uint32_t *h = held(f, reader, hold.bucket, hold.phase);
+
+	__atomic_store_n(h, *h - 1, __ATOMIC_RELEASE);
+	full_fence();
+	if (__atomic_load_n(&f->bucket[hold.bucket].draining, __ATOMIC_RELAXED) && f->wake)
+		f->wake(f->wake_ctx);
+}
+
+/* The words of a slice, or NULL. */
+static const uint64_t *reader_slot(struct fastmap *f, uint64_t slice)
+{
+	struct fastmap_slot *s = &f->slot[set_of(f, slice)];
+
+	for (unsigned i = 0; i < WAYS; i++, s++) {
+		if (__atomic_load_n(&s->slice_plus_1, __ATOMIC_ACQUIRE) != slice + 1)
+			continue;
+		if (!__atomic_load_n(&s->referenced, __ATOMIC_RELAXED))
+			__atomic_store_n(&s->referenced, 1, __ATOMIC_RELAXED);
+		return s->word;
+	}
+	return NULL;
+}
+
+/* Whether an extent of these words goes on where the previous one ends. */
+static bool continues(const struct fastmap_extent *e, const struct fastmap_extent *next)
+{
+	return e->zero == next->zero &&
+	       (e->zero || (e->file == next->file && e->host + e->len == next->host));
+}
+
+unsigned fastmap_lookup(struct fastmap *f, uint64_t guest, uint32_t len, bool write,
+			struct fastmap_extent *ext, unsigned max)
+{
+	uint64_t cluster = guest >> f->cluster_bits, size = 1ull << f->cluster_bits;
+	const uint64_t *words = reader_slot(f, cluster / FASTMAP_SLICE_CLUSTERS);
+	unsigned i = cluster % FASTMAP_SLICE_CLUSTERS, n = 0;
+	uint64_t skip = guest & (size - 1);
+
+	if (!words)
+		return 0;
+	for (; len; i++, skip = 0) {
+		uint64_t word = i < FASTMAP_SLICE_CLUSTERS ? __atomic_load_n(&words[i], __ATOMIC_ACQUIRE) : 0;
+		struct fastmap_extent e = {
+			.host = (word & FASTMAP_HOST) + skip,
+			.len = size - skip < len ? (uint32_t)(size - skip) : len,
+			.file = (word & FASTMAP_FILE) >> FASTMAP_FILE_SHIFT,
+			.zero = (word & FASTMAP_KIND) == FASTMAP_ZERO,
+		};
+
+		if (!word || (write && (e.zero || !(word & FASTMAP_WRITABLE))))
+			return 0;
+		len -= e.len;
+		if (n && continues(&ext[n - 1], &e))
+			ext[n - 1].len += e.len;
+		else if (n == max)
+			return 0;
+		else
+			ext[n++] = e;
+	}
+	return n;
+}
+
+/* ---- drains (metadata thread) ---- */
+
+/* Whether no reader is counted in a phase of a bucket. */
+static bool nobody(const struct fastmap *f, unsigned bucket, unsigned phase)
+{
+	for (unsigned r = 0; r < f->readers; r++)
+		if (__atomic_load_n(held((struct fastmap *)f, r, bucket, phase), __ATOMIC_ACQUIRE))
+			return false;
+	return true;
+}
+
+/* See to it that everything withdrawn up to now is drained from a bucket; needs a full fence before. */
+static void drain_bucket(struct fastmap *f, unsigned bucket)
+{
+	struct drains *d = &f->drains[bucket];
+	struct bucket *b = &f->bucket[bucket];
+	unsigned phase = b->phase;
+
+	d->wanted = f->clock;
+	if (d->flipped > d->done)
+		return; /* running: flips again when it ends, as wanted > flipped */
+	if (nobody(f, bucket, 0) && nobody(f, bucket, 1)) {
+		d->done = d->flipped = f->clock;
+		return;
+	}
+	d->flipped = f->clock;
+	__atomic_store_n(&b->draining, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&b->phase, !phase, __ATOMIC_RELEASE);
+	full_fence(); /* draining is seen by a leave() whose counter the next look misses */
+}
+
+/* End the bucket's drain if its old phase is empty; start the next one if somebody came later. */
+static void advance_bucket(struct fastmap *f, unsigned bucket)
+{
+	struct drains *d = &f->drains[bucket];
+	struct bucket *b = &f->bucket[bucket];
+
+	while (d->flipped > d->done && nobody(f, bucket, !b->phase)) {
+		d->done = d->flipped;
+		__atomic_store_n(&b->draining, 0, __ATOMIC_RELAXED);
+		if (d->wanted > d->done)
+			drain_bucket(f, bucket);
+	}
+}
+
+/* Move on over the buckets that are done; true when none is left. */
+static bool pending_done(struct fastmap *f, struct pending_drain *p)
+{
+	while (p->next < p->end) {
+		unsigned bucket = bucket_of(p->next);
+
+		advance_bucket(f, bucket);
+		if (f->drains[bucket].done < p->stamp)
+			return false;
+		p->next++;
+	}
+	return true;
+}
+
+/* Start draining the buckets of slices [first, end); the words are 0 already. */
+static struct pending_drain start_drain(struct fastmap *f, uint64_t first, uint64_t end)
+{
+	struct pending_drain p = { .stamp = ++f->clock, .next = first, .end = end };
+
+	if (p.end - p.next > FASTMAP_BUCKETS)
+		p.end = p.next + FASTMAP_BUCKETS;
+	full_fence();
+	for (uint64_t s = p.next; s < p.end; s++)
+		drain_bucket(f, bucket_of(s));
+	return p;
+}
+
+static void reap_dying(struct fastmap *f)
+{
+	for (unsigned i = 0; f->dying && i < f->sets * WAYS; i++) {
+		struct way *w = &f->way[i];
+
+		if (w->state != WAY_DYING)
+			continue;
+		advance_bucket(f, bucket_of(w->slice));
+		if (f->drains[bucket_of(w->slice)].done >= w->stamp) {
+			w->state = WAY_FREE;
+			f->dying--;
+		}
+	}
+}
+
+void fastmap_poll(struct fastmap *f)
+{
+	struct pending_drain **link = &f->pending, *p;
+
+	while ((p = *link)) {
+		if (pending_done(f, p)) {
+			*link = p->link;
+			op_put(p->waiter, 0);
+			free(p);
+		} else {
+			link = &p->link;
+		}
+	}
+	if (f->dying)
+		reap_dying(f);
+}
+
+/* No memory to remember a waiter: readers leave without our help, so wait right here. */
+static void drain_now(struct fastmap *f, struct pending_drain *p)
+{
+	static const struct timespec pause = { .tv_nsec = 20000 };
+
+	while (!pending_done(f, p))
+		nanosleep(&pause, NULL);
+}
+
+/* ---- slots (metadata thread) ---- */
+
+static bool way_has(const struct fastmap *f, unsigned i, uint64_t slice)
+{
+	return f->way[i].state == WAY_USED && f->way[i].slice == slice;
+}
+
+/* The index of a slice's slot or -1. */
+static int find_slot(const struct fastmap *f, uint64_t slice)
+{
+	unsigned set = set_of(f, slice);
+
+	for (unsigned i = set; i < set + WAYS; i++)
+		if (way_has(f, i, slice))
+			return (int)i;
+	return -1;
+}
+
+static void clear_words(struct fastmap *f, unsigned slot, unsigned first, unsigned end)
+{
+	for (unsigned i = first; i < end; i++)
+		__atomic_store_n(&f->slot[slot].word[i], 0, __ATOMIC_RELAXED);
+}
+
+/* Take a slot away from its slice; true if it can be used again at once. */
+static bool kill_slot(struct fastmap *f, unsigned slot)
+{
+	struct way *w = &f->way[slot];
+	struct pending_drain p;
+
+	__atomic_store_n(&f->slot[slot].slice_plus_1, 0, __ATOMIC_RELAXED);
+	clear_words(f, slot, 0, FASTMAP_SLICE_CLUSTERS);
+	p = start_drain(f, w->slice, w->slice + 1);
+	count(&f->used, -1);
+	w->stamp = p.stamp;
+	w->state = pending_done(f, &p) ? WAY_FREE : WAY_DYING;
+	f->dying += w->state == WAY_DYING;
+	return w->state == WAY_FREE;
+}
+
+/* The slot of a set that was not referenced since the hand came by last. */
+static unsigned pick_victim(struct fastmap *f, unsigned set)
+{
+	unsigned i, slot = set;
+
+	for (i = 0; i < 2 * WAYS; i++) {
+		slot = set + f->hand++ % WAYS;
+		if (!__atomic_load_n(&f->slot[slot].referenced, __ATOMIC_RELAXED))
+			break;
+		__atomic_store_n(&f->slot[slot].referenced, 0, __ATOMIC_RELAXED);
+	}
+	return slot;
+}
+
+/* A slot for @slice: its own, a free one, or one taken from another slice; -1: not this time. */
+static int get_slot(struct fastmap *f, uint64_t slice)
+{
+	unsigned set = set_of(f, slice), victim;
+	int found = find_slot(f, slice);
+
+	if (found >= 0)
+		return found;
+	if (f->dying)
+		reap_dying(f);
+	for (unsigned i = set; i < set + WAYS; i++) {
+		if (f->way[i].state == WAY_DYING)
+			return -1; /* one eviction per set at a time */
+		if (f->way[i].state == WAY_FREE)
+			found = (int)i;
+	}
+	if (found < 0) {
+		victim = pick_victim(f, set);
+		if (!kill_slot(f, victim))
+			return -1;
+		found = (int)victim;
+	}
+	f->way[found].state = WAY_USED;
+	f->way[found].slice = slice;
+	count(&f->used, 1);
+	__atomic_store_n(&f->slot[found].referenced, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&f->slot[found].slice_plus_1, slice + 1, __ATOMIC_RELEASE);
+	return found;
+}
+
+/* ---- the hooks of struct qcow2_table_ops ---- */
+
+static void publish(void *ctx, uint64_t guest, uint64_t len, enum word_kind kind, unsigned file,
+		    uint64_t host, bool writable)
+{
+	struct fastmap *f = ctx;
+	uint64_t cluster = guest >> f->cluster_bits, end = cluster + (len >> f->cluster_bits);
+	uint64_t step = kind == WORD_DATA ? 1ull << f->cluster_bits : 0, word = FASTMAP_ZERO;
+	uint64_t most =
+		(uint64_t)f->sets * WAYS / 2 * FASTMAP_SLICE_CLUSTERS; /* not more than half the table */
+
+	if (kind == WORD_DATA)
+		word = FASTMAP_DATA | (uint64_t)file << FASTMAP_FILE_SHIFT |
+		       (writable ? FASTMAP_WRITABLE : 0) | host;
+	if (kind == WORD_DATA && (file >= FASTMAP_MAX_FILES || (host | (host + len - 1)) >> 56 || host % 512))
+		return;
+	if (end - cluster > most)
+		end = cluster + most;
+	while (cluster < end) {
+		int slot = get_slot(f, cluster / FASTMAP_SLICE_CLUSTERS);
+
+		do {
+			uint64_t *to = &f->slot[slot < 0 ? 0 : slot].word[cluster % FASTMAP_SLICE_CLUSTERS];
+
+			if (slot >= 0)
+				__atomic_store_n(to, word, __ATOMIC_RELEASE);
+			word += step;
+		} while (++cluster < end && cluster % FASTMAP_SLICE_CLUSTERS);
+	}
+}
+
+/* Zero the words of clusters [first, end) that lie in a slot's slice. */
+static void clear_range(struct fastmap *f, unsigned slot, uint64_t first, uint64_t end)
+{
+	uint64_t base = f->way[slot].slice * FASTMAP_SLICE_CLUSTERS;
+	uint64_t lo = first > base ? first - base : 0;
+	uint64_t hi = end - base < FASTMAP_SLICE_CLUSTERS ? end - base : FASTMAP_SLICE_CLUSTERS;
+
+	clear_words(f, slot, (unsigned)lo, (unsigned)hi);
+}
+
+static int withdraw(void *ctx, uint64_t guest, uint64_t len, struct op *waiter)
+{
+	struct fastmap *f = ctx;
+	uint64_t first = guest >> f->cluster_bits, end = first + ((len - 1) >> f->cluster_bits) + 1;
+	uint64_t slice = first / FASTMAP_SLICE_CLUSTERS, slices = (end - 1) / FASTMAP_SLICE_CLUSTERS + 1;
+	struct pending_drain p, *keep;
+	int slot;
+
+	if (!len || !f->cluster_bits)
+		return 0;
+	count(&f->withdrawals, 1);
+	if (slices - slice < f->sets) {
+		for (uint64_t s = slice; s < slices; s++)
+			if ((slot = find_slot(f, s)) >= 0)
+				clear_range(f, (unsigned)slot, first, end);
+	} else {
+		for (unsigned i = 0; i < f->sets * WAYS; i++)
+			if (f->way[i].state == WAY_USED && f->way[i].slice >= slice &&
+			    f->way[i].slice < slices)
+				clear_range(f, i, first, end);
+	}
+	if (fastmap_test_skip_drain)
+		return 0;
+	p = start_drain(f, slice, slices);
+	if (pending_done(f, &p))
+		return 0;
+	count(&f->waits, 1);
+	keep = malloc(sizeof(*keep));
+	if (!keep) {
+		drain_now(f, &p);
+		return 0;
+	}
+	*keep = p;
+	keep->waiter = waiter;
+	op_get(waiter);
+	keep->link = f->pending;
+	f->pending = keep;
+	return -EWOULDBLOCK;
+}
+
+void fastmap_table_ops(struct fastmap *f, struct qcow2_table_ops *ops)
+{
+	*ops = (struct qcow2_table_ops){ .publish = publish, .withdraw = withdraw, .ctx = f };
+}

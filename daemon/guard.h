@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * guard.h - with -DQUEUE_GUARD=ON: a queue thread that calls malloc, calloc, realloc, free or
+ * pthread_mutex_lock while it serves a mapped request aborts. Without: nothing.
+ */
+#ifndef DAEMON_GUARD_H
+#define DAEMON_GUARD_H
+
+#ifdef QUEUE_GUARD
+extern __thread int queue_guard_depth;
+#define queue_guard_enter() ((void)queue_guard_depth++)
+#define queue_guard_leave() ((void)queue_guard_depth--)
+#else
+#define queue_guard_enter() ((void)0)
+#define queue_guard_leave() ((void)0)
+#endif
+
+#endif

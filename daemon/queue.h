@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * queue.h - one hardware queue of the ublk device, served by one thread on one io_uring.
+ * Seen by queue.c (thread, ring, buffers), request.c (one request) and copy.c (its data).
+ */
+#ifndef DAEMON_QUEUE_H
+#define DAEMON_QUEUE_H
+
+#include "copy.h"
+#include "meta.h"
+#include <liburing.h>
+#include <linux/ublk_cmd.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
+
+#define MAX_IO_BYTES (512u << 10)
+#define MAX_EXTENTS 8u /* data I/Os of one mapped request */
+
+struct queue_options {
+	unsigned id; /* also its reader number in the mapping table */
+	unsigned depth;
+	const cpu_set_t *cpus; /* NULL: anywhere; used until queue_start() returns */
+	int char_fd; /* /dev/ublkcN */
+	int zero_fd; /* /dev/zero */
+	int dead_fd; /* written when the thread ends */
+	uint32_t fetch_cmd, commit_cmd; /* ctrl_io_cmd() */
+	const struct copy_ops *copy;
+	const struct meta_files *files;
+	struct fastmap *map;
+	struct meta *meta;
+};
+
+struct queue;
+
+/* Start the thread; returns when it has asked for requests on every tag, or failed. 0 or -errno with err. */
+int queue_start(struct queue **out, const struct queue_options *opt, struct qcow2_error *err);
+/* Wait until the device was stopped and the thread has ended; @force: it need not be stopped, give up its
+ * commands. */
+void queue_join(struct queue *q, bool force);
+/* After meta_stop(): the metadata thread may use its buffers until then. */
+void queue_free(struct queue *q);
+void queue_add_stats(const struct queue *q, struct server_stats *st); /* any thread */
+
+/* ---- for request.c and copy.c ---- */
+
+/* What a CQE's user_data points to. */
+struct completion {
+	void (*fn)(struct completion *c, int res, unsigned flags);
+};
+
+struct request {
+	struct completion command; /* FETCH or COMMIT_AND_FETCH came back: the next request is here */
+	struct completion data; /* one of the data I/Os of a mapped request */
+	struct queue *q;
+	uint16_t tag;
+	uint16_t pending; /* data I/Os to come, plus one while they are being queued */
+	int error; /* the first of a data I/O */
+	uint32_t moved; /* bytes the data I/Os transferred */
+	uint32_t touched; /* bytes of buf that may be backed by memory */
+	struct fastmap_hold hold; /* while pending */
+	char *buf; /* MAX_IO_BYTES of address space */
+	struct miss miss;
+};
+
+struct queue_stats {
+	uint64_t hits, misses, reads, writes, read_bytes, write_bytes, flushes, discards;
+};
+
+struct queue {
+	struct queue_options opt;
+	struct io_uring ring;
+	const struct ublksrv_io_desc *iod; /* mapped from char_fd, indexed by tag */
+	struct request *request; /* by tag */
+	char *buffers;
+	struct completion answers; /* home.event_fd was written */
+	struct home home;
+	unsigned char_file, zero_file; /* indices in the ring's file table */
+	unsigned live; /* tags that the kernel has not given up */
+	unsigned mapped, missed; /* requests in flight: on this ring; at the metadata thread */
+	uint64_t touched; /* bytes of buffers that may be backed by memory */
+	bool deferred, quit, wake_meta;
+	struct queue_stats stats;
+	/* start */
+	pthread_t thread;
+	sem_t started;
+	int ret;
+	struct qcow2_error *err;
+};
+
+static inline void stat_add(uint64_t *counter, uint64_t by)
+{
+	__atomic_store_n(counter, *counter + by, __ATOMIC_RELAXED); /* one writer */
+}
+
+/* request.c */
+void request_init(struct request *r, struct queue *q, uint16_t tag, char *buf);
+void request_fetch(struct request *r); /* the first command of a tag */
+void request_answered(struct request *r); /* the metadata thread is done with it */
+void request_touch(struct request *r, uint32_t len); /* the first len bytes of its buffer are used */
+
+#endif

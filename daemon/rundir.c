@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * rundir.c - one directory per device under /run/ublk-qcow2.
+ *
+ * Invariants:
+ *  - Whoever holds the lock on `lock` owns the directory; the kernel takes it away with the process, so
+ *    "is it alive" needs no pid, and a reused pid cannot lie. Readers only ask (F_OFD_GETLK takes nothing).
+ *  - A directory is removed by its owner only, `lock` last. A waiter may end up with a lock on a file that is
+ *    gone by then: after taking it one looks whether the path still names that file, else starts over.
+ *  - `state` appears complete or not at all (written beside, then renamed).
+ * A crash leaves the directory with a free lock: `list` shows it as failed, `detach` or the next device with
+ * that number removes it. /run is gone after a reboot, and so are the devices.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <systemd/sd-json.h>
+#include <unistd.h>
+#include "rundir.h"
+#include "qcow2/header.h"
+
+#define ROOT "/run/ublk-qcow2"
+#define LOCK_TRIES 100
+#define LOCK_PAUSE_US 50000
+
+struct rundir {
+	int id;
+	int dir; /* descriptor of the directory */
+	int lock;
+};
+
+static const char *root(void)
+{
+	const char *dir = secure_getenv("UBLK_QCOW2_RUNDIR");
+
+	return dir && dir[0] ? dir : ROOT;
+}
+
+const char *run_path(char *buf, size_t size, int id, const char *name)
+{
+	snprintf(buf, size, "%s/%d%s%s", root(), id, name ? "/" : "", name ? name : "");
+	return buf;
+}
+
+uint64_t run_node(int id)
+{
+	struct stat st;
+	char path[64];
+
+	/* sysfs numbers its directories once and for all */
+	snprintf(path, sizeof(path), "/sys/class/ublk-char/ublkc%d/", id);
+	return stat(path, &st) == 0 ? st.st_ino : 0;
+}
+
+void run_state_clear(struct run_state *st)
+{
+	free(st->device);
+	free(st->image);
+	free(st->engine);
+	memset(st, 0, sizeof(*st));
+}
+
+static int fail(struct qcow2_error *err, int code, int id, const char *what)
+{
+	char path[300];
+
+	return qcow2_fail(err, code, "%s: %s: %s", run_path(path, sizeof(path), id, NULL), what, strerror(-code));
+}
+
+/* ---- the lock ---- */
+
+static int lock_op(int fd, int cmd, struct flock *fl)
+{
+	*fl = (struct flock){ .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 };
+	return fcntl(fd, cmd, fl) < 0 ? -errno : 0;
+}
+
+/* Take the lock and make sure that the path still names the file it is on. -EAGAIN: try again. */
+static int try_lock(const struct rundir *d)
+{
+	struct stat mine, now;
+	struct flock fl;
+	int ret = lock_op(d->lock, F_OFD_SETLK, &fl);
+	char path[300];
+
+	if (ret)
+		return ret == -EACCES ? -EAGAIN : ret;
+	if (fstat(d->lock, &mine) < 0)
+		return -errno;
+	if (stat(run_path(path, sizeof(path), d->id, "lock"), &now) < 0)
+		return errno == ENOENT ? -EAGAIN : -errno;
+	return mine.st_ino == now.st_ino && mine.st_dev == now.st_dev ? 0 : -EAGAIN;
+}
+
+static void close_fds(struct rundir *d)
+{
+	if (d->lock >= 0)
+		close(d->lock);
+	if (d->dir >= 0)
+		close(d->dir);
+	d->lock = d->dir = -1;
+}
+
+/* One attempt: open (@make: create) the directory and its lock file, lock. */
+static int attempt(struct rundir *d, bool make)
+{
+	char path[300];
+	int ret;
+
+	run_path(path, sizeof(path), d->id, NULL);
+	if (make && ((mkdir(root(), 0755) < 0 && errno != EEXIST) || (mkdir(path, 0700) < 0 && errno != EEXIST)))
+		return -errno;
+	d->dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	if (d->dir < 0)
+		return errno == ENOENT && make ? -EAGAIN : -errno;
+	d->lock = openat(d->dir, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	ret = d->lock < 0 ? -errno : try_lock(d);
+	if (ret)
+		close_fds(d);
+	return ret == -ENOENT && make ? -EAGAIN : ret; /* removed under our hands */
+}
+
+static int acquire(struct rundir **out, int id, bool make, struct qcow2_error *err)
+{
+	struct rundir *d = malloc(sizeof(*d));
+	int tries, ret = -EAGAIN;
+
+	if (!d)
+		return fail(err, -ENOMEM, id, "cannot be used");
+	*d = (struct rundir){ .id = id, .dir = -1, .lock = -1 };
+	/* whoever removes a dead directory holds it briefly; a process that ends lets go of it last */
+	for (tries = 0; ret == -EAGAIN && tries < (make ? LOCK_TRIES : 1); tries++) {
+		if (tries)
+			usleep(LOCK_PAUSE_US);
+		ret = attempt(d, make);
+	}
+	if (!ret) {
+		*out = d;
+		return 0;
+	}
+	free(d);
+	if (ret == -EAGAIN)
+		return fail(err, -EBUSY, id, "belongs to a running process");
+	return ret == -ENOENT ? ret : fail(err, ret, id, "cannot be used");
+}
+
+static void empty(struct rundir *d)
+{
+	unlinkat(d->dir, "state", 0);
+	unlinkat(d->dir, "state.new", 0);
+	unlinkat(d->dir, "control", 0);
+	unlinkat(d->dir, "dump", 0);
+}
+
+int rundir_create(struct rundir **out, int id, struct qcow2_error *err)
+{
+	int ret = acquire(out, id, true, err);
+
+	if (!ret)
+		empty(*out);
+	return ret;
+}
+
+int rundir_take(struct rundir **out, int id, struct qcow2_error *err)
+{
+	return acquire(out, id, false, err);
+}
+
+void rundir_release(struct rundir *d)
+{
+	if (!d)
+		return;
+	close_fds(d);
+	free(d);
+}
+
+void rundir_remove(struct rundir *d)
+{
+	char path[300];
+
+	if (!d)
+		return;
+	empty(d);
+	unlinkat(d->dir, "lock", 0);
+	rmdir(run_path(path, sizeof(path), d->id, NULL));
+	rundir_release(d);
+}
+
+int rundir_open_dump(struct rundir *d)
+{
+	int fd = openat(d->dir, "dump", O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+
+	return fd < 0 ? -errno : fd;
+}
+
+/* ---- state ---- */
+
+/* JSON strings are UTF-8; a file name need not be. */
+static int add_string(sd_json_variant **v, const char *key, const char *value)
+{
+	char shown[4096];
+	int ret = sd_json_variant_set_field_string(v, key, value ? value : "");
+
+	if (ret >= 0)
+		return 0;
+	escape_name(shown, sizeof(shown), value, strlen(value));
+	return sd_json_variant_set_field_string(v, key, shown);
+}
+
+static int state_to_json(const struct run_state *st, sd_json_variant **v)
+{
+	int ret = sd_json_buildo(v, SD_JSON_BUILD_PAIR_INTEGER("id", st->id),
+				 SD_JSON_BUILD_PAIR_INTEGER("pid", st->pid),
+				 SD_JSON_BUILD_PAIR_UNSIGNED("size", st->size),
+				 SD_JSON_BUILD_PAIR_BOOLEAN("read_only", st->read_only),
+				 SD_JSON_BUILD_PAIR_BOOLEAN("zero_copy", st->zero_copy),
+				 SD_JSON_BUILD_PAIR_UNSIGNED("queues", st->queues),
+				 SD_JSON_BUILD_PAIR_UNSIGNED("depth", st->depth),
+				 SD_JSON_BUILD_PAIR_UNSIGNED("image_dev", st->image_dev),
+				 SD_JSON_BUILD_PAIR_UNSIGNED("image_ino", st->image_ino),
+				 SD_JSON_BUILD_PAIR_UNSIGNED("node", st->node));
+
+	if (ret >= 0)
+		ret = add_string(v, "device", st->device);
+	if (ret >= 0)
+		ret = add_string(v, "image", st->image);
+	if (ret >= 0)
+		ret = add_string(v, "engine", st->engine);
+	return ret < 0 ? ret : 0;
+}
+
+/* Write all of @v to @fd, which it closes. */
+static int dump(sd_json_variant *v, int fd)
+{
+	FILE *f = fdopen(fd, "w");
+	int ret;
+
+	if (!f) {
+		ret = -errno;
+		close(fd);
+		return ret;
+	}
+	ret = sd_json_variant_dump(v, SD_JSON_FORMAT_NEWLINE, f, NULL);
+	if (ferror(f))
+		ret = -EIO;
+	if (fclose(f) && ret >= 0)
+		ret = -errno;
+	return ret < 0 ? ret : 0;
+}
+
+int rundir_write(struct rundir *d, const struct run_state *st, struct qcow2_error *err)
+{
+	sd_json_variant *v = NULL;
+	int ret, fd;
+
+	ret = state_to_json(st, &v);
+	if (!ret) {
+		fd = openat(d->dir, "state.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+		ret = fd < 0 ? -errno : dump(v, fd);
+	}
+	sd_json_variant_unref(v);
+	if (!ret && renameat(d->dir, "state.new", d->dir, "state") < 0)
+		ret = -errno;
+	return ret ? fail(err, ret, d->id, "state cannot be written") : 0;
+}
+
+/* ---- readers ---- */
+
+static uint64_t get_number(sd_json_variant *v, const char *key)
+{
+	sd_json_variant *f = sd_json_variant_by_key(v, key);
+
+	return f && sd_json_variant_is_unsigned(f) ? sd_json_variant_unsigned(f) : 0;
+}
+
+static bool get_bool(sd_json_variant *v, const char *key)
+{
+	sd_json_variant *f = sd_json_variant_by_key(v, key);
+
+	return f && sd_json_variant_is_boolean(f) && sd_json_variant_boolean(f);
+}
+
+static char *get_string(sd_json_variant *v, const char *key)
+{
+	sd_json_variant *f = sd_json_variant_by_key(v, key);
+
+	return strdup(f && sd_json_variant_is_string(f) ? sd_json_variant_string(f) : "");
+}
+
+static int state_from_json(sd_json_variant *v, int id, struct run_state *st)
+{
+	*st = (struct run_state){
+		.id = id,
+		.device = get_string(v, "device"),
+		.image = get_string(v, "image"),
+		.engine = get_string(v, "engine"),
+		.pid = (pid_t)get_number(v, "pid"),
+		.size = get_number(v, "size"),
+		.read_only = get_bool(v, "read_only"),
+		.zero_copy = get_bool(v, "zero_copy"),
+		.queues = (unsigned)get_number(v, "queues"),
+		.depth = (unsigned)get_number(v, "depth"),
+		.image_dev = get_number(v, "image_dev"),
+		.image_ino = get_number(v, "image_ino"),
+		.node = get_number(v, "node"),
+	};
+	if (!st->device || !st->image || !st->engine) {
+		run_state_clear(st);
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+/* A process that died between mkdir and its first state: what the number alone tells. */
+static int state_unknown(int id, struct run_state *st)
+{
+	char device[32];
+
+	snprintf(device, sizeof(device), "/dev/ublkb%d", id);
+	*st = (struct run_state){
+		.id = id, .device = strdup(device), .image = strdup(""), .engine = strdup("")
+	};
+	if (!st->device || !st->image || !st->engine) {
+		run_state_clear(st);
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+static int is_live(int id, bool *live)
+{
+	struct flock fl;
+	char path[300];
+	int fd = open(run_path(path, sizeof(path), id, "lock"), O_RDONLY | O_CLOEXEC | O_NOFOLLOW), ret;
+
+	*live = false;
+	if (fd < 0)
+		return errno == ENOENT ? 0 : -errno;
+	ret = lock_op(fd, F_OFD_GETLK, &fl);
+	close(fd);
+	*live = !ret && fl.l_type != F_UNLCK;
+	return ret;
+}
+
+int rundir_read(int id, struct run_state *st, bool *live, struct qcow2_error *err)
+{
+	sd_json_variant *v = NULL;
+	char path[300];
+	int ret;
+
+	if (access(run_path(path, sizeof(path), id, NULL), F_OK) < 0)
+		return errno == ENOENT ? -ENOENT : fail(err, -errno, id, "cannot be read");
+	ret = is_live(id, live);
+	if (ret)
+		return fail(err, ret, id, "cannot be read");
+	ret = sd_json_parse_file(NULL, run_path(path, sizeof(path), id, "state"), 0, &v, NULL, NULL);
+	if (ret == -EACCES)
+		return fail(err, ret, id, "cannot be read");
+	ret = ret >= 0 && sd_json_variant_is_object(v) ? state_from_json(v, id, st) : state_unknown(id, st);
+	sd_json_variant_unref(v);
+	return ret ? fail(err, ret, id, "cannot be read") : 0;
+}
+
+static int by_number(const void *a, const void *b)
+{
+	int x = *(const int *)a, y = *(const int *)b;
+
+	return (x > y) - (x < y);
+}
+
+int rundir_list(int **ids, size_t *count, struct qcow2_error *err)
+{
+	DIR *dir = opendir(root());
+	struct dirent *de;
+	char *end;
+	long id;
+	int *more;
+
+	*ids = NULL;
+	*count = 0;
+	if (!dir)
+		return errno == ENOENT ? 0 : qcow2_fail(err, -errno, "%s: %s", root(), strerror(errno));
+	while ((de = readdir(dir))) {
+		id = strtol(de->d_name, &end, 10);
+		if (de->d_name[0] < '0' || de->d_name[0] > '9' || *end || id > 0xfffff)
+			continue;
+		more = realloc(*ids, (*count + 1) * sizeof(**ids));
+		if (!more) {
+			closedir(dir);
+			free(*ids);
+			*ids = NULL;
+			return qcow2_fail(err, -ENOMEM, "%s: %s", root(), strerror(ENOMEM));
+		}
+		*ids = more;
+		more[(*count)++] = (int)id;
+	}
+	closedir(dir);
+	if (*count)
+		qsort(*ids, *count, sizeof(**ids), by_number);
+	return 0;
+}

@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * server.c - one device, from open image to block device and back.
+ *
+ * Owns, in the order they come to life: the control ring, the mapping table, the metadata thread (with the
+ * open and locked image), the ublk device, /dev/ublkcN, the queue threads. Everything is released in reverse,
+ * on failure as at the end. Used by the process's main thread only, but for the calls that say otherwise.
+ *
+ * Order that matters: queue threads serve before START_DEV, which reads the partition table through them. At
+ * the end the device is stopped first (what is in flight completes), then the queue threads end, then the
+ * image is committed and closed, and only after /dev/ublkcN is closed everywhere can the device be deleted.
+ *
+ * A crash leaves the device in the kernel without a server; ublk_delete() removes it.
+ */
+#include "server.h"
+#include "ctrl.h"
+#include "meta.h"
+#include "params.h"
+#include "queue.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#define DEFAULT_QUEUES 4u
+#define DEFAULT_DEPTH 64u
+#define MAX_DEPTH 1024u
+#define DEFAULT_CACHE (1ull << 20)
+#define NODE_WAIT_MS 5000
+
+struct server {
+	struct ctrl *ctrl;
+	struct fastmap *map;
+	struct meta *meta;
+	const struct copy_ops *copy;
+	struct ublksrv_ctrl_dev_info info;
+	uint64_t size;
+	int id, char_fd, zero_fd, dead_fd;
+	unsigned queues; /* started */
+	struct queue **queue;
+	bool started;
+	char node[32];
+};
+
+/* ---- the device ---- */
+
+static void nap(void)
+{
+	static const struct timespec ms = { .tv_nsec = 1000000 };
+
+	nanosleep(&ms, NULL);
+}
+
+/* Open a node that devtmpfs makes and udev may still be working on. The descriptor or -errno. */
+static int open_node(const char *path, int flags)
+{
+	int fd = -1;
+
+	for (unsigned ms = 0; ms < NODE_WAIT_MS; ms++) {
+		fd = open(path, flags | O_CLOEXEC);
+		if (fd >= 0 || (errno != ENOENT && errno != EBUSY && errno != EACCES && errno != ENXIO))
+			break;
+		nap();
+	}
+	return fd < 0 ? -errno : fd;
+}
+
+static unsigned choose_queues(const struct server_options *opt)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+	unsigned n = cpus < 1 ? 1 : (unsigned)cpus;
+
+	if (opt->queues)
+		return opt->queues < n ? opt->queues : n; /* the driver would cap it, too */
+	return n < DEFAULT_QUEUES ? n : DEFAULT_QUEUES;
+}
+
+static unsigned choose_depth(const struct server_options *opt)
+{
+	unsigned depth = opt->depth ? opt->depth : DEFAULT_DEPTH;
+
+	return depth < MAX_DEPTH ? depth : MAX_DEPTH;
+}
+
+/* ADD_DEV with a way of copying. */
+static int try_add(struct server *s, const struct server_options *opt, const struct copy_ops *copy)
+{
+	s->info = (struct ublksrv_ctrl_dev_info){
+		.nr_hw_queues = (uint16_t)choose_queues(opt),
+		.queue_depth = (uint16_t)choose_depth(opt),
+		.max_io_buf_bytes = MAX_IO_BYTES,
+		.dev_id = UINT32_MAX,
+		.ublksrv_pid = getpid(),
+		.flags = copy->flags,
+	};
+	s->copy = copy;
+	return ctrl_add(s->ctrl, &s->info);
+}
+
+static int add_device(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
+	int ret = -EINVAL;
+
+	if ((ctrl_features(s->ctrl) & copy_zero.flags) == copy_zero.flags)
+		ret = try_add(s, opt, &copy_zero);
+	if (ret == -EINVAL) /* also a kernel that has the parts but not together */
+		ret = try_add(s, opt, &copy_classic);
+	if (ret < 0)
+		return qcow2_fail(err, ret, "%s: cannot add a ublk device: %s", opt->image, strerror(-ret));
+	s->id = (int)s->info.dev_id;
+	snprintf(s->node, sizeof(s->node), "/dev/ublkb%d", s->id);
+	if (opt->added)
+		opt->added(opt->added_ctx, s->id);
+	return 0;
+}
+
+static int set_params(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
+	const struct qcow2_info *info = meta_info(s->meta);
+	const struct meta_files *files = meta_files(s->meta);
+	struct device_shape shape = {
+		.size = info->size,
+		.cluster_size = info->cluster_size,
+		.block_size = opt->block_size ? opt->block_size : 512,
+		.io_align = files->align[0],
+		.mem_align = files->mem_align,
+		.max_io = MAX_IO_BYTES,
+		.read_only = info->read_only,
+		.unmap = opt->discard == QCOW2_DISCARD_UNMAP,
+	};
+	struct ublk_params params;
+	int ret;
+
+	device_params(&shape, &params);
+	ret = ctrl_set_params(s->ctrl, s->id, &params);
+	if (ret < 0)
+		return qcow2_fail(err, ret, "%s: cannot set the parameters of %s: %s", opt->image, s->node,
+				  strerror(-ret));
+	s->size = params.basic.dev_sectors << 9;
+	return 0;
+}
+
+static int open_char(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
+	char path[32];
+
+	snprintf(path, sizeof(path), "/dev/ublkc%d", s->id);
+	s->char_fd = open_node(path, O_RDWR);
+	if (s->char_fd < 0)
+		return qcow2_fail(err, s->char_fd, "%s: %s: %s", opt->image, path, strerror(-s->char_fd));
+	return 0;
+}
+
+static int start_queues(struct server *s, struct qcow2_error *err)
+{
+	struct queue_options opt = {
+		.depth = s->info.queue_depth,
+		.char_fd = s->char_fd,
+		.zero_fd = s->zero_fd,
+		.dead_fd = s->dead_fd,
+		.fetch_cmd = ctrl_io_cmd(s->ctrl, UBLK_U_IO_FETCH_REQ),
+		.commit_cmd = ctrl_io_cmd(s->ctrl, UBLK_U_IO_COMMIT_AND_FETCH_REQ),
+		.copy = s->copy,
+		.files = meta_files(s->meta),
+		.map = s->map,
+		.meta = s->meta,
+	};
+	cpu_set_t cpus;
+	int ret;
+
+	s->queue = calloc(s->info.nr_hw_queues, sizeof(*s->queue));
+	if (!s->queue)
+		return qcow2_fail(err, -ENOMEM, "%s: out of memory", s->node);
+	for (; s->queues < s->info.nr_hw_queues; s->queues++) {
+		opt.id = s->queues;
+		ret = ctrl_queue_affinity(s->ctrl, s->id, opt.id, &cpus);
+		opt.cpus = ret < 0 || !CPU_COUNT(&cpus) ? NULL : &cpus;
+		ret = queue_start(&s->queue[s->queues], &opt, err);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+static int start_device(struct server *s, struct qcow2_error *err)
+{
+	int ret = ctrl_start(s->ctrl, s->id), fd;
+
+	if (ret < 0)
+		return qcow2_fail(err, ret, "%s: cannot start the device: %s", s->node, strerror(-ret));
+	s->started = true;
+	fd = open_node(s->node, O_RDONLY);
+	if (fd < 0)
+		return qcow2_fail(err, fd, "%s: the device node did not appear: %s", s->node, strerror(-fd));
+	close(fd);
+	return 0;
+}
+
+/* ---- taking it down; each tolerates that its part never came up ---- */
+
+static void stop_queues(struct server *s)
+{
+	if (s->id >= 0)
+		ctrl_stop(s->ctrl, s->id); /* fails if somebody deleted the device: then it is stopped */
+	for (unsigned i = 0; i < s->queues; i++)
+		queue_join(s->queue[i], !s->started);
+}
+
+static int close_image(struct server *s, struct qcow2_error *err)
+{
+	int ret = s->meta ? meta_stop(s->meta, err) : 0;
+
+	for (unsigned i = 0; i < s->queues; i++)
+		queue_free(s->queue[i]);
+	free(s->queue);
+	return ret;
+}
+
+static int delete_device(struct server *s, struct qcow2_error *err)
+{
+	int ret;
+
+	if (s->char_fd >= 0)
+		close(s->char_fd);
+	if (s->id < 0)
+		return 0;
+	ret = ctrl_delete(s->ctrl, s->id);
+	if (ret >= 0 || ret == -ENODEV || ret == -EINVAL) /* somebody else's delete may have been first */
+		return 0;
+	return qcow2_fail(err, ret, "%s: cannot delete the device: %s", s->node, strerror(-ret));
+}
+
+int server_stop(struct server *s, struct qcow2_error *err)
+{
+	int ret, deleted;
+
+	stop_queues(s);
+	ret = close_image(s, err);
+	deleted = delete_device(s, err);
+	if (s->map)
+		fastmap_free(s->map);
+	if (s->ctrl)
+		ctrl_close(s->ctrl);
+	if (s->zero_fd >= 0)
+		close(s->zero_fd);
+	if (s->dead_fd >= 0)
+		close(s->dead_fd);
+	free(s);
+	return ret ? ret : deleted;
+}
+
+/* ---- bringing it up ---- */
+
+static int prepare(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
+	uint64_t cache = opt->cache_size ? opt->cache_size : DEFAULT_CACHE;
+	int ret;
+
+	s->dead_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	s->zero_fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+	if (s->dead_fd < 0 || s->zero_fd < 0)
+		return qcow2_fail(err, -errno, "%s: /dev/zero, eventfd: %s", opt->image, strerror(errno));
+	ret = ctrl_open(&s->ctrl, err);
+	if (ret)
+		return ret;
+	ret = fastmap_new(&s->map, 0, cache, choose_queues(opt));
+	if (ret)
+		return qcow2_fail(err, ret, "%s: mapping table: %s", opt->image, strerror(-ret));
+	return 0;
+}
+
+static int bring_up(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
+	int ret = prepare(s, opt, err);
+
+	if (!ret)
+		ret = meta_start(&s->meta, opt, s->map, err);
+	if (!ret)
+		ret = add_device(s, opt, err);
+	if (!ret)
+		ret = set_params(s, opt, err);
+	if (!ret)
+		ret = open_char(s, opt, err);
+	if (!ret)
+		ret = start_queues(s, err);
+	if (!ret)
+		ret = start_device(s, err);
+	return ret;
+}
+
+int server_create(struct server **out, const struct server_options *opt, struct qcow2_error *err)
+{
+	struct server *s = calloc(1, sizeof(*s));
+	int ret;
+
+	if (!s)
+		return qcow2_fail(err, -ENOMEM, "%s: out of memory", opt->image);
+	s->id = s->char_fd = s->zero_fd = s->dead_fd = -1;
+	ret = bring_up(s, opt, err);
+	if (ret) {
+		server_stop(s, NULL);
+		return ret;
+	}
+	*out = s;
+	return 0;
+}
+
+/* ---- looking ---- */
+
+const char *server_device(const struct server *s)
+{
+	return s->node;
+}
+
+int server_id(const struct server *s)
+{
+	return s->id;
+}
+
+const char *server_engine(const struct server *s)
+{
+	return "server";
+}
+
+bool server_zero_copy(const struct server *s)
+{
+	return s->copy == &copy_zero;
+}
+
+uint64_t server_size(const struct server *s)
+{
+	return s->size;
+}
+
+bool server_read_only(const struct server *s)
+{
+	return meta_info(s->meta)->read_only;
+}
+
+unsigned server_queues(const struct server *s)
+{
+	return s->queues;
+}
+
+unsigned server_depth(const struct server *s)
+{
+	return s->info.queue_depth;
+}
+
+void server_dump(struct server *s)
+{
+	meta_dump(s->meta);
+}
+
+void server_get_stats(struct server *s, struct server_stats *out)
+{
+	*out = (struct server_stats){ 0 };
+	for (unsigned i = 0; i < s->queues; i++)
+		queue_add_stats(s->queue[i], out);
+	meta_commits(s->meta, out);
+	fastmap_counts(s->map, &out->slices, &out->withdrawals, &out->drains);
+}
+
+int server_dead_fd(const struct server *s)
+{
+	return s->dead_fd;
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * thread.c - the daemon's threads. Owns nothing. All signals are left to the main thread, so that no system
+ * call of the I/O path is interrupted.
+ */
+#include "thread.h"
+#include <limits.h>
+#include <signal.h>
+#include <sys/prctl.h>
+
+#ifdef __SANITIZE_ADDRESS__
+#define STACK (4u << 20)
+#else
+#define STACK (256u << 10)
+#endif
+
+int thread_start(pthread_t *out, const char *name, void *(*fn)(void *), void *arg)
+{
+	pthread_attr_t attr;
+	sigset_t all, old;
+	int ret;
+
+	ret = pthread_attr_init(&attr);
+	if (ret)
+		return -ret;
+	pthread_attr_setstacksize(&attr, STACK); /* more than PTHREAD_STACK_MIN: cannot fail */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	ret = pthread_create(out, &attr, fn, arg);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_attr_destroy(&attr);
+	if (!ret)
+		pthread_setname_np(*out, name);
+	return -ret;
+}
+
+void thread_io_path(void)
+{
+	/* Without CAP_SYS_RESOURCE this says no; then memory pressure is handled as for any other program. */
+	prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* test_daemon_rundir.c - run directories: what others read, who lives, and who may remove what. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "daemon/rundir.h"
+#include "unit.h"
+
+static char root[64];
+
+static int setup(void **state)
+{
+	strcpy(root, "/tmp/ublk-qcow2-run-XXXXXX");
+	if (!mkdtemp(root))
+		return -1;
+	strcat(root, "/run");
+	return setenv("UBLK_QCOW2_RUNDIR", root, 1);
+}
+
+static int teardown(void **state)
+{
+	char cmd[100];
+
+	*strrchr(root, '/') = '\0';
+	snprintf(cmd, sizeof(cmd), "rm -rf %s", root);
+	return system(cmd);
+}
+
+static void sample(struct run_state *st, int id)
+{
+	char device[32];
+
+	snprintf(device, sizeof(device), "/dev/ublkb%d", id);
+	*st = (struct run_state){ .id = id, .device = strdup(device), .image = strdup("/img/a b\n\"c\".qcow2"),
+				  .engine = strdup("server"), .pid = getpid(), .size = 1ull << 46,
+				  .zero_copy = true, .queues = 4, .depth = 64, .image_dev = 0xfe01,
+				  .image_ino = UINT64_MAX, .node = 1ull << 40 };
+}
+
+static void write_and_read(void **state)
+{
+	struct qcow2_error err = { "" };
+	struct run_state st, got;
+	struct rundir *d;
+	struct stat mode;
+	char path[300];
+	bool live;
+
+	sample(&st, 3);
+	assert_int_equal(rundir_create(&d, 3, &err), 0);
+	assert_int_equal(stat(run_path(path, sizeof(path), 3, NULL), &mode), 0);
+	assert_int_equal(mode.st_mode & 07777, 0700);
+	assert_int_equal(rundir_write(d, &st, &err), 0);
+	assert_int_equal(rundir_read(3, &got, &live, &err), 0);
+	assert_true(live);
+	assert_string_equal(got.device, st.device);
+	assert_string_equal(got.image, st.image);
+	assert_string_equal(got.engine, st.engine);
+	assert_int_equal(got.pid, st.pid);
+	assert_true(got.size == st.size && got.image_ino == st.image_ino && got.node == st.node);
+	assert_true(got.zero_copy && !got.read_only && got.queues == 4 && got.depth == 64);
+	run_state_clear(&got);
+	rundir_remove(d);
+	assert_int_equal(rundir_read(3, &got, &live, &err), -ENOENT);
+	assert_int_equal(access(path, F_OK), -1);
+	run_state_clear(&st);
+	assert_string_equal(err.text, "");
+}
+
+/* A process that takes the directory, says so and waits to be killed. */
+static pid_t owner(int id)
+{
+	struct run_state st;
+	struct rundir *d;
+	int p[2];
+	char c;
+	pid_t pid;
+
+	assert_int_equal(pipe(p), 0);
+	pid = fork();
+	if (!pid) {
+		sample(&st, id);
+		if (rundir_create(&d, id, NULL) || rundir_write(d, &st, NULL) || write(p[1], "x", 1) != 1)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	close(p[1]);
+	assert_int_equal(read(p[0], &c, 1), 1);
+	close(p[0]);
+	return pid;
+}
+
+static void lives_until_killed(void **state)
+{
+	struct qcow2_error err = { "" };
+	struct run_state st;
+	struct rundir *d;
+	pid_t pid = owner(5);
+	bool live;
+
+	assert_int_equal(rundir_read(5, &st, &live, &err), 0);
+	assert_true(live);
+	run_state_clear(&st);
+	assert_int_equal(rundir_take(&d, 5, &err), -EBUSY);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	assert_int_equal(rundir_read(5, &st, &live, &err), 0);
+	assert_false(live);
+	assert_string_equal(st.device, "/dev/ublkb5");
+	run_state_clear(&st);
+	assert_int_equal(rundir_take(&d, 5, NULL), 0);
+	rundir_remove(d);
+	assert_int_equal(rundir_take(&d, 5, NULL), -ENOENT);
+}
+
+/* The next device with that number finds the remains of a dead one. */
+static void create_takes_over_the_dead(void **state)
+{
+	struct qcow2_error err = { "" };
+	struct run_state st;
+	struct rundir *d;
+	pid_t pid = owner(6);
+	bool live;
+
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	assert_int_equal(rundir_create(&d, 6, &err), 0);
+	assert_int_equal(rundir_read(6, &st, &live, &err), 0);
+	assert_true(live);
+	assert_string_equal(st.engine, ""); /* no state yet: only what the number tells */
+	assert_string_equal(st.device, "/dev/ublkb6");
+	run_state_clear(&st);
+	rundir_remove(d);
+}
+
+/* create() while a remover holds the directory: waits, and does not end up in the removed one. */
+static void create_waits_for_a_remover(void **state)
+{
+	struct rundir *old, *new;
+	char path[300];
+	int status;
+	pid_t pid;
+
+	assert_int_equal(rundir_create(&old, 7, NULL), 0);
+	pid = fork();
+	if (!pid)
+		_exit(rundir_create(&new, 7, NULL) ? 1 : access(run_path(path, sizeof(path), 7, "lock"), F_OK) ? 2 : 0);
+	usleep(200000);
+	rundir_remove(old);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	assert_int_equal(rundir_take(&old, 7, NULL), 0);
+	rundir_remove(old);
+}
+
+static void lists_sorted(void **state)
+{
+	struct rundir *d[3];
+	static const int id[3] = { 10, 9, 100 };
+	int *ids, i, fd;
+	size_t count;
+	char path[100];
+
+	for (i = 0; i < 3; i++)
+		assert_int_equal(rundir_create(&d[i], id[i], NULL), 0);
+	snprintf(path, sizeof(path), "%s/12x", root);
+	fd = open(path, O_CREAT | O_CLOEXEC | O_WRONLY, 0600);
+	close(fd);
+	assert_int_equal(rundir_list(&ids, &count, NULL), 0);
+	assert_int_equal(count, 3);
+	assert_true(ids[0] == 9 && ids[1] == 10 && ids[2] == 100);
+	free(ids);
+	for (i = 0; i < 3; i++)
+		rundir_remove(d[i]);
+	assert_int_equal(rundir_list(&ids, &count, NULL), 0);
+	assert_int_equal(count, 0);
+}
+
+static void damaged_state(void **state)
+{
+	static const char *const junk[] = { "", "{", "[1]", "{\"device\": 7, \"size\": -1, \"pid\": \"x\"}" };
+	struct qcow2_error err = { "" };
+	struct run_state st;
+	struct rundir *d;
+	char path[300];
+	bool live;
+	size_t i;
+	FILE *f;
+
+	assert_int_equal(rundir_create(&d, 8, NULL), 0);
+	for (i = 0; i < COUNT(junk); i++) {
+		f = fopen(run_path(path, sizeof(path), 8, "state"), "we");
+		fputs(junk[i], f);
+		fclose(f);
+		assert_int_equal(rundir_read(8, &st, &live, &err), 0);
+		assert_non_null(st.device);
+		assert_int_equal(st.size, 0);
+		run_state_clear(&st);
+	}
+	rundir_remove(d);
+}
+
+static void not_utf8(void **state)
+{
+	struct run_state st, got;
+	struct rundir *d;
+	bool live;
+
+	sample(&st, 11);
+	free(st.image);
+	st.image = strdup("/img/\xff.qcow2");
+	assert_int_equal(rundir_create(&d, 11, NULL), 0);
+	assert_int_equal(rundir_write(d, &st, NULL), 0);
+	assert_int_equal(rundir_read(11, &got, &live, NULL), 0);
+	assert_string_equal(got.image, "/img/\\xff.qcow2");
+	run_state_clear(&got);
+	run_state_clear(&st);
+	rundir_remove(d);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(write_and_read),
+		cmocka_unit_test(lives_until_killed),
+		cmocka_unit_test(create_takes_over_the_dead),
+		cmocka_unit_test(create_waits_for_a_remover),
+		cmocka_unit_test(lists_sorted),
+		cmocka_unit_test(damaged_state),
+		cmocka_unit_test(not_utf8),
+	};
+
+	return cmocka_run_group_tests(tests, setup, teardown);
+}
