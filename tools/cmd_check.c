@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * cmd_check.c - ublk-qcow2 check IMAGE: findings on standard error, the summary is the answer. Opens neither
+ * the backing nor the data file, changes nothing.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include "command.h"
+#include "inspect.h"
+#include "output.h"
+#include "progress.h"
+#include "qcow2/check.h"
+
+#define MAX_FINDINGS 1000u /* a hostile image could fill the screen for hours */
+
+static int run_check(int argc, char **argv);
+
+const struct command cmd_check = {
+	.name = "check",
+	.run = run_check,
+	.summary = "verify an image's metadata",
+	.help = "check [--json] [--force-share] IMAGE\n"
+		"Exit status: 0 clean, 2 errors, 3 leaked clusters only, 1 could not be checked.\n\n"
+		"  --json               as JSON\n"
+		"  -U, --force-share    also if somebody is writing the image: findings may be false\n",
+};
+
+struct check {
+	struct progress progress;
+	uint64_t findings;
+};
+
+static void on_finding(void *ctx, bool error, const char *text)
+{
+	struct check *c = ctx;
+
+	if (c->findings++ >= MAX_FINDINGS)
+		return;
+	progress_hide(&c->progress);
+	fprintf(stderr, "%s: %s\n", error ? "ERROR" : "LEAK", text);
+}
+
+static void on_progress(void *ctx, uint64_t done, uint64_t total)
+{
+	struct check *c = ctx;
+
+	progress_show(&c->progress, done, total);
+}
+
+static int print_check_json(const char *image, const struct check_result *r)
+{
+	sd_json_variant *v = NULL;
+	int ret = json_add_string(&v, "image", image);
+
+	if (ret >= 0)
+		ret = sd_json_variant_merge_objectbo(&v, SD_JSON_BUILD_PAIR_UNSIGNED("errors", r->errors),
+						     SD_JSON_BUILD_PAIR_UNSIGNED("leaks", r->leaks),
+						     SD_JSON_BUILD_PAIR_UNSIGNED("leaks_fixed", 0),
+						     SD_JSON_BUILD_PAIR_UNSIGNED("errors_fixed", 0),
+						     SD_JSON_BUILD_PAIR_UNSIGNED("clusters", r->clusters),
+						     SD_JSON_BUILD_PAIR_UNSIGNED("allocated", r->allocated),
+						     SD_JSON_BUILD_PAIR_UNSIGNED("compressed", r->compressed),
+						     SD_JSON_BUILD_PAIR_UNSIGNED("image_end", r->image_end));
+	return print_json(v, ret);
+}
+
+static double percent(uint64_t part, uint64_t whole)
+{
+	return whole ? (double)part * 100 / (double)whole : 0;
+}
+
+static int print_check_text(const struct check_result *r)
+{
+	if (!r->errors && !r->leaks)
+		puts("No errors were found on the image.");
+	if (r->errors)
+		printf("%" PRIu64 " errors were found on the image.\n"
+		       "Data may be corrupted, or further writes to the image may corrupt it.\n",
+		       r->errors);
+	if (r->leaks)
+		printf("%" PRIu64 " leaked clusters were found on the image.\n"
+		       "This means waste of disk space, but no harm to data.\n",
+		       r->leaks);
+	printf("%" PRIu64 "/%" PRIu64 " = %.2f%% allocated, %.2f%% compressed clusters\n", r->allocated,
+	       r->clusters, percent(r->allocated, r->clusters), percent(r->compressed, r->allocated));
+	printf("Image end offset: %" PRIu64 "\n", r->image_end);
+	return EXIT_DONE;
+}
+
+static int run_check(int argc, char **argv)
+{
+	struct qcow2_error err = { "" };
+	struct inspect_options o;
+	struct check_result r = { 0 };
+	struct check c = { 0 };
+	struct check_callbacks cb = { .finding = on_finding, .progress = on_progress, .ctx = &c };
+	struct host_file *file;
+	int ret;
+
+	ret = inspect_parse(&cmd_check, argc, argv, &o);
+	if (ret >= 0)
+		return ret;
+	ret = inspect_open(&o, &file, NULL, &err);
+	if (ret)
+		return report_error(&err, ret);
+	progress_start(&c.progress);
+	ret = qcow2_check(file, &cb, &r, &err);
+	progress_hide(&c.progress);
+	file->ops->close(file);
+	if (ret)
+		return report_error(&err, ret);
+	if (c.findings > MAX_FINDINGS)
+		fprintf(stderr, "... and %" PRIu64 " findings more\n", c.findings - MAX_FINDINGS);
+	if (o.json ? print_check_json(o.image, &r) : print_check_text(&r))
+		return CHECK_IMPOSSIBLE;
+	return r.errors ? CHECK_ERRORS : r.leaks ? CHECK_LEAKS : CHECK_CLEAN;
+}

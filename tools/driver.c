@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* driver.c - what mount does for file systems: the module comes when it is needed. */
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "driver.h"
+
+static int run_modprobe(const char *program, pid_t *pid)
+{
+	char *const argv[] = { "modprobe", "-q", "ublk_drv", NULL };
+	char *const envp[] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL };
+	posix_spawn_file_actions_t quiet;
+	int ret;
+
+	if (posix_spawn_file_actions_init(&quiet))
+		return -1;
+	posix_spawn_file_actions_addopen(&quiet, 1, "/dev/null", O_WRONLY, 0);
+	posix_spawn_file_actions_addopen(&quiet, 2, "/dev/null", O_WRONLY, 0);
+	ret = posix_spawn(pid, program, &quiet, NULL, argv, envp);
+	posix_spawn_file_actions_destroy(&quiet);
+	return ret;
+}
+
+void driver_load(void)
+{
+	pid_t pid;
+
+	if (access("/dev/ublk-control", F_OK) == 0 || geteuid() != 0)
+		return;
+	if (run_modprobe("/usr/sbin/modprobe", &pid) && run_modprobe("/sbin/modprobe", &pid))
+		return;
+	waitpid(pid, NULL, 0);
+}
