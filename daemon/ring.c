@@ -10,9 +10,10 @@
  * - done() is called from poll() only, once, with 0 after every byte was transferred: short transfers,
  * -EAGAIN and -EINTR are resubmitted from io->progress. A read that ends at the end of the file is filled
  * with zeroes.
- * - A chain goes on in user space when its predecessor is complete. IOSQE_IO_LINK would save one system call
- * per commit stage, but a short write breaks a link, and a submission that stops half way (out of memory)
- * leaves the second half to run on its own: an fsync before its write.
+ * - A write with an fsync behind it (each commit stage of one block) is one submission: two SQEs, IOSQE_IO_LINK.
+ * The fsync's result counts only if the write was complete when it started: a short write cancels it and both
+ * are started again; a submission that stopped between the two (out of memory) let it run on its own, so it is
+ * done again (enum link). Every other chain goes on in user space when its predecessor is complete.
  * - A file system without FALLOC_FL_ZERO_RANGE gets writes of zeroes instead; edges below the direct I/O
  * alignment are read, changed and written with plain system calls (two blocks at most; the caller holds the
  * range).
@@ -38,6 +39,18 @@
 #define BOUNCE (256u << 10)
 /* In host_io.progress: the zeroes of this I/O are written, as the file system could not do it. */
 #define BY_WRITES (1ull << 63)
+
+/* host_io.link_state of an fsync behind a write */
+enum link {
+	LINK_NONE, /* not linked: an I/O of its own */
+	LINK_WAITS, /* in the kernel behind pred */
+	LINK_SPLIT, /* in the kernel, but not behind pred: its result is void */
+	LINK_VOID, /* its completion came, void; starts again when pred is complete */
+	LINK_GOES, /* pred is complete: its result counts */
+	LINK_REDO, /* pred is complete, the result void: start it again when it comes */
+	LINK_REDO_BOTH, /* pred was short: start both again when its (cancelled) completion comes */
+	LINK_FAILS, /* pred failed with pred_res: both end when its completion comes */
+};
 
 STAILQ_HEAD(io_list, host_io);
 
@@ -68,13 +81,37 @@ static struct ring_file *ring_file_of(struct host_file *f)
 
 /* ---- the ring ---- */
 
+/* After a submission: if it stopped behind the first half of a link, the second half is on its own. */
+static void note_split(struct ring *r)
+{
+	struct io_uring_sq *sq = &r->uring.sq;
+	unsigned head = *sq->khead;
+
+	if (!io_uring_sq_ready(&r->uring) || !(sq->sqes[(head - 1) & sq->ring_mask].flags & IOSQE_IO_LINK))
+		return;
+	((struct host_io *)(uintptr_t)sq->sqes[head & sq->ring_mask].user_data)->link_state = LINK_SPLIT;
+}
+
+/* Like uring_sqe(). */
+static struct io_uring_sqe *get_sqe(struct ring *r)
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&r->uring);
+
+	if (!sqe) {
+		io_uring_submit(&r->uring);
+		note_split(r);
+		sqe = io_uring_get_sqe(&r->uring);
+	}
+	return sqe;
+}
+
 static void arm_wake(struct ring *r)
 {
 	struct io_uring_sqe *sqe;
 
 	if (r->wake_armed)
 		return;
-	sqe = uring_sqe(&r->uring);
+	sqe = get_sqe(r);
 	if (!sqe)
 		return; /* poll() tries again */
 	uring_prep_wake(sqe, r->wake_fd, &r->wake_fd);
@@ -146,7 +183,7 @@ void ring_timer(struct ring *r, unsigned ms)
 {
 	struct io_uring_sqe *sqe;
 
-	if (r->timer_armed || !(sqe = uring_sqe(&r->uring)))
+	if (r->timer_armed || !(sqe = get_sqe(r)))
 		return;
 	r->timeout.tv_sec = ms / 1000;
 	r->timeout.tv_nsec = ms % 1000 * 1000000ll;
@@ -231,16 +268,54 @@ static void prep(struct ring *r, struct host_io *io, struct io_uring_sqe *sqe)
 	io_uring_sqe_set_data(sqe, io);
 }
 
+static bool linkable(const struct host_io *io)
+{
+	return io->op == HOST_WRITE && io->then && io->then->op == HOST_FSYNC && !io->then->then;
+}
+
+/* A write and the fsync behind it, never in two submissions; false: no room now. */
+static bool start_linked(struct ring *r, struct host_io *io)
+{
+	struct io_uring_sqe *sqe;
+
+	if (io_uring_sq_space_left(&r->uring) < 2) {
+		io_uring_submit(&r->uring);
+		note_split(r);
+	}
+	if (io_uring_sq_space_left(&r->uring) < 2)
+		return false;
+	sqe = io_uring_get_sqe(&r->uring);
+	prep(r, io, sqe);
+	sqe->flags |= IOSQE_IO_LINK;
+	prep(r, io->then, io_uring_get_sqe(&r->uring));
+	io->then->pred = io;
+	io->then->link_state = LINK_WAITS;
+	r->inflight += 2;
+	return true;
+}
+
+static bool start_alone(struct ring *r, struct host_io *io)
+{
+	struct io_uring_sqe *sqe = get_sqe(r);
+
+	if (!sqe)
+		return false;
+	r->inflight++;
+	prep(r, io, sqe);
+	return true;
+}
+
 /* Give waiting I/Os to the kernel as far as there is room. */
 static void start_waiting(struct ring *r)
 {
 	struct host_io *io;
-	struct io_uring_sqe *sqe;
 
-	while (r->inflight < r->depth && (io = STAILQ_FIRST(&r->waiting)) && (sqe = uring_sqe(&r->uring))) {
+	while (r->inflight + 1 < r->depth && (io = STAILQ_FIRST(&r->waiting))) {
 		STAILQ_REMOVE_HEAD(&r->waiting, link);
-		r->inflight++;
-		prep(r, io, sqe);
+		if (!(linkable(io) ? start_linked(r, io) : start_alone(r, io))) {
+			STAILQ_INSERT_HEAD(&r->waiting, io, link);
+			return;
+		}
 	}
 }
 
@@ -252,8 +327,10 @@ static void start(struct ring *r, struct host_io *io)
 
 static void ring_submit(struct host_io *io)
 {
-	for (struct host_io *i = io; i; i = i->then)
+	for (struct host_io *i = io; i; i = i->then) {
 		i->progress = 0;
+		i->link_state = LINK_NONE;
+	}
 	start(ring_file_of(io->file)->ring, io);
 }
 
@@ -261,7 +338,7 @@ static void finish(struct ring *r, struct host_io *io, int res)
 {
 	struct host_io *then = io->then;
 
-	if (then && !res)
+	if (then && !res && then->link_state == LINK_NONE)
 		start(r, then);
 	r->delivered++;
 	io->done(io, res);
@@ -335,18 +412,75 @@ static int advance(struct host_io *io, unsigned n)
 	return 1;
 }
 
-static void complete(struct ring *r, struct host_io *io, int res)
+/* What a completion means for the I/O: 0 = complete, 1 = start the rest, or -errno. */
+static int outcome(struct host_io *io, int res)
 {
 	bool transfer = io->op == HOST_READ || io->op == HOST_WRITE || by_writes(io);
 
-	r->inflight--;
 	if (res == -EAGAIN || res == -EINTR)
-		res = 1;
-	else if (io->op == HOST_ZERO && !by_writes(io) && no_such_fallocate(res))
-		res = zero_by_writes(io);
-	else if (res >= 0)
-		res = transfer ? advance(io, (unsigned)res) : 0;
-	if (res > 0)
+		return 1;
+	if (io->op == HOST_ZERO && !by_writes(io) && no_such_fallocate(res))
+		return zero_by_writes(io);
+	if (res >= 0)
+		return transfer ? advance(io, (unsigned)res) : 0;
+	return res;
+}
+
+/* The write of a linked pair completed: 0, 1 or -errno as above. */
+static void pred_completed(struct ring *r, struct host_io *io, int res)
+{
+	struct host_io *then = io->then;
+	bool kernel_has_it = then->link_state != LINK_VOID;
+
+	if (!kernel_has_it)
+		then->link_state = LINK_NONE; /* all the rest as if they had never been linked */
+	else if (res < 0)
+		then->link_state = LINK_FAILS;
+	else if (res > 0)
+		then->link_state = LINK_REDO_BOTH;
+	else
+		then->link_state = then->link_state == LINK_SPLIT ? LINK_REDO : LINK_GOES;
+	then->pred_res = res;
+	if (!res || (res < 0 && !kernel_has_it))
+		finish(r, io, res);
+	else if (!kernel_has_it)
+		start(r, io);
+}
+
+/* The fsync of a linked pair completed; true if its result is to be looked at. */
+static bool linked_completed(struct ring *r, struct host_io *io)
+{
+	enum link state = (enum link)io->link_state;
+
+	io->link_state = LINK_NONE;
+	switch (state) {
+	case LINK_REDO:
+		start(r, io);
+		return false;
+	case LINK_REDO_BOTH:
+		start(r, io->pred);
+		return false;
+	case LINK_FAILS:
+		finish(r, io->pred, io->pred_res); /* ends this one, too */
+		return false;
+	case LINK_WAITS: /* before its write: so it was not behind it */
+	case LINK_SPLIT:
+		io->link_state = LINK_VOID;
+		return false;
+	default:
+		return true;
+	}
+}
+
+static void complete(struct ring *r, struct host_io *io, int res)
+{
+	r->inflight--;
+	if (io->link_state && !linked_completed(r, io))
+		return;
+	res = outcome(io, res);
+	if (io->then && io->then->link_state)
+		pred_completed(r, io, res);
+	else if (res > 0)
 		start(r, io);
 	else
 		finish(r, io, res);
@@ -392,6 +526,7 @@ static unsigned ring_poll(struct host_file *file, bool wait)
 			ret = io_uring_submit_and_wait(&r->uring, 1);
 		else
 			ret = uring_enter(&r->uring);
+		note_split(r);
 		if (ret < 0 && !uring_again(ret))
 			abort(); /* the ring itself is unusable: no I/O of ours can be completed or given up
 				    safely */

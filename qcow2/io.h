@@ -41,8 +41,11 @@ struct host_io {
 	/* NULL, or an I/O to start once this one succeeded (a linked SQE where the backend has that).
 	 * If this one fails, it completes with -ECANCELED. Only the first is passed to submit(). */
 	struct host_io *then;
-	uint64_t progress; /* the backend's: bytes already transferred */
-	STAILQ_ENTRY(host_io) link; /* the backend's */
+	/* the backend's: */
+	uint64_t progress; /* bytes already transferred */
+	struct host_io *pred; /* whose ->then this is, while linked behind it */
+	int pred_res, link_state;
+	STAILQ_ENTRY(host_io) link;
 };
 
 struct host_ops {

@@ -4,6 +4,8 @@
 #include "unit.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <pthread.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -235,6 +237,57 @@ static void chains_end_at_a_failure(void **state)
 	drop(&x);
 }
 
+/* A write with an fsync behind it is one linked submission: many of them, in order, more than fit at once. */
+static void writes_with_linked_fsyncs(void **state)
+{
+	enum { PAIRS = 100 };
+	struct fixture x = make(4, true);
+	struct result *r = calloc(2 * PAIRS, sizeof(*r));
+	char *buf = aligned_buf(BLOCK, 'l');
+	unsigned delivered = 0;
+
+	for (unsigned i = 0; i < 2 * PAIRS; i += 2) {
+		set(&r[i], &x, HOST_WRITE, buf, BLOCK, i / 2 * BLOCK);
+		set(&r[i + 1], &x, HOST_FSYNC, NULL, 0, 0);
+		r[i].io.then = &r[i + 1].io;
+		x.file->ops->submit(&r[i].io);
+	}
+	while (delivered < 2 * PAIRS)
+		delivered += x.file->ops->poll(x.file, true);
+	for (unsigned i = 0; i < 2 * PAIRS; i++)
+		assert_true(r[i].calls == 1 && !r[i].res);
+	expect_fill(&x, 0, PAIRS * BLOCK, 'l');
+	free(r);
+	free(buf);
+	drop(&x);
+}
+
+/* The file may not grow past one block: the write is short, which cancels the fsync; then the rest fails. */
+static void a_short_write_does_not_pass_for_synced(void **state)
+{
+	struct rlimit old, one = { .rlim_cur = BLOCK };
+	struct fixture x = make(4, true);
+	char *buf = aligned_buf(2 * BLOCK, 's');
+	struct result r[2];
+
+	set(&r[0], &x, HOST_WRITE, buf, 2 * BLOCK, 0);
+	set(&r[1], &x, HOST_FSYNC, NULL, 0, 0);
+	r[0].io.then = &r[1].io;
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+	one.rlim_max = old.rlim_max;
+	signal(SIGXFSZ, SIG_IGN);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &one), 0);
+	x.file->ops->submit(&r[0].io);
+	while (!r[1].calls)
+		x.file->ops->poll(x.file, true);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+	assert_true(r[0].calls == 1 && r[0].res == -EFBIG);
+	assert_true(r[1].calls == 1 && r[1].res == -ECANCELED);
+	assert_int_equal(size_of(&x), BLOCK);
+	free(buf);
+	drop(&x);
+}
+
 static void more_than_the_ring_holds(void **state)
 {
 	enum { N = 500 };
@@ -331,6 +384,8 @@ int main(void)
 		cmocka_unit_test(behind_the_end_reads_as_zeroes),
 		cmocka_unit_test(chains_go_on_after_success),
 		cmocka_unit_test(chains_end_at_a_failure),
+		cmocka_unit_test(writes_with_linked_fsyncs),
+		cmocka_unit_test(a_short_write_does_not_pass_for_synced),
 		cmocka_unit_test(more_than_the_ring_holds),
 		cmocka_unit_test(wake_ups),
 		cmocka_unit_test(timers),
