@@ -343,7 +343,9 @@ static enum step commit_write_stage(struct op *op)
 	for (i = 0; i < c->nfrozen; i++) {
 		struct frozen *f = &c->frozen[i];
 
-		if (f->stage != c->stage || f->block->doomed)
+		/* Also if the block was dropped since (the table moved): later stages rest on what it says, and its
+		 * clusters are not free before a later generation. */
+		if (f->stage != c->stage)
 			continue;
 		if (n == 1) /* one submission: the write with its fsync linked behind it */
 			op_write_fsync(op, img->file, f->data, img->geo.block_size, f->block->off);

@@ -322,11 +322,12 @@ static bool busy(const struct qcow2_image *img)
 
 bool qcow2_run(struct qcow2_image *img, bool wait)
 {
+	bool ready = !TAILQ_EMPTY(&img->run->ready); /* then the caller may have got what it waits for */
 	unsigned i;
 
 	runq_run(img->run);
 	for (i = 0; i < img->chain_len; i++)
-		img->chain[i].file->ops->poll(img->chain[i].file, wait && !i);
+		img->chain[i].file->ops->poll(img->chain[i].file, wait && !ready && !i);
 	runq_run(img->run);
 	return busy(img);
 }
@@ -369,7 +370,9 @@ static enum step close_commit(struct op *op)
 {
 	struct closer *c = (struct closer *)((char *)op - offsetof(struct closer, op));
 
-	if (op->err || !c->img->commit || c->img->mode != MODE_RW || (c->err && !commit_dirty(c->img))) {
+	/* A corrupt image (mode ro) too keeps what was written before that was noticed. */
+	if (op->err || !c->img->commit || c->img->lost || c->img->mode == MODE_FAILED ||
+	    (c->err && !commit_dirty(c->img))) {
 		c->err = op->err ? op->err : c->img->lost ? -EIO : 0;
 		c->done = true;
 		return STEP_DONE;

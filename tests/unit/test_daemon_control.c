@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * test_daemon_control.c - the control loop over a server that is a fake: every way it ends, and that Detach is
- * answered after everything is over.
+ * test_daemon_control.c - the control loop over a server that is a fake: every way it ends, and that Detach
+ * is answered after everything is over.
  */
+#include "daemon/control.h"
+#include "unit.h"
 #include <errno.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/wait.h>
 #include <systemd/sd-varlink.h>
 #include <unistd.h>
-#include "daemon/control.h"
-#include "unit.h"
 
 /* ---- the fake ---- */
 
@@ -61,7 +61,9 @@ static int teardown(void **state)
 static void __attribute__((noreturn)) be_device(struct server *s, int ready)
 {
 	static char device[] = "/dev/ublkb0", image[] = "/a.qcow2", engine[] = "server";
-	struct run_state st = { .device = device, .image = image, .engine = engine, .pid = getpid(), .size = 4096 };
+	struct run_state st = {
+		.device = device, .image = image, .engine = engine, .pid = getpid(), .size = 4096
+	};
 	struct control *c;
 	struct rundir *d;
 
@@ -220,12 +222,9 @@ static void detach_and_leave(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(stats_and_info),
-		cmocka_unit_test(detach_answers_at_the_end),
-		cmocka_unit_test(detach_tells_what_failed),
-		cmocka_unit_test(signals_end_it),
-		cmocka_unit_test(death_of_the_data_path),
-		cmocka_unit_test(detach_and_leave),
+		cmocka_unit_test(stats_and_info),	    cmocka_unit_test(detach_answers_at_the_end),
+		cmocka_unit_test(detach_tells_what_failed), cmocka_unit_test(signals_end_it),
+		cmocka_unit_test(death_of_the_data_path),   cmocka_unit_test(detach_and_leave),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

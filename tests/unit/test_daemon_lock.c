@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * test_daemon_lock.c - our image locks against QEMU's own programs, in both directions: the same bytes, the same
- * conflicts, and a message that names the holder. And: what image_open_fd() refuses.
+ * test_daemon_lock.c - our image locks against QEMU's own programs, in both directions: the same bytes, the
+ * same conflicts, and a message that names the holder. And: what image_open_fd() refuses.
  */
+#include "daemon/lock.h"
+#include "qemu_img.h"
 #include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include "daemon/lock.h"
-#include "qemu_img.h"
 
 static char image_path[2][96];
 
@@ -262,7 +262,8 @@ static void qemu_nbd_is_named(void **state)
 	char users[200];
 	FILE *f;
 
-	assert_int_equal(sh("qemu-nbd --fork -t -f qcow2 -k \"$PWD\"/nbd.sock --pid-file=nbd.pid a.qcow2"), 0);
+	assert_int_equal(sh("qemu-nbd --fork -t -f qcow2 -k \"$PWD\"/nbd.sock --pid-file=nbd.pid a.qcow2"),
+			 0);
 	f = fopen(in_scratch("nbd.pid"), "re");
 	assert_non_null(f);
 	assert_int_equal(fscanf(f, "%d", &pid), 1);

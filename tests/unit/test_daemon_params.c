@@ -73,7 +73,7 @@ static void the_driver_accepts_it(void **state)
 				assert_true((1u << p.basic.physical_bs_shift) >= align);
 				assert_int_equal(p.basic.dev_sectors % (block / 512), 0);
 				assert_true(p.basic.chunk_sectors >= block / 512);
-				assert_true(p.dma.alignment < 4096);
+				assert_true(p.dma.alignment < block && p.dma.alignment >= 511);
 				assert_true(p.discard.max_discard_sectors * 512ull >= cluster);
 			}
 		}

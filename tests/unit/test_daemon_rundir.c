@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* test_daemon_rundir.c - run directories: what others read, who lives, and who may remove what. */
+#include "daemon/rundir.h"
+#include "unit.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include "daemon/rundir.h"
-#include "unit.h"
 
 static char root[64];
 
@@ -34,10 +34,18 @@ static void sample(struct run_state *st, int id)
 	char device[32];
 
 	snprintf(device, sizeof(device), "/dev/ublkb%d", id);
-	*st = (struct run_state){ .id = id, .device = strdup(device), .image = strdup("/img/a b\n\"c\".qcow2"),
-				  .engine = strdup("server"), .pid = getpid(), .size = 1ull << 46,
-				  .zero_copy = true, .queues = 4, .depth = 64, .image_dev = 0xfe01,
-				  .image_ino = UINT64_MAX, .node = 1ull << 40 };
+	*st = (struct run_state){ .id = id,
+				  .device = strdup(device),
+				  .image = strdup("/img/a b\n\"c\".qcow2"),
+				  .engine = strdup("server"),
+				  .pid = getpid(),
+				  .size = 1ull << 46,
+				  .zero_copy = true,
+				  .queues = 4,
+				  .depth = 64,
+				  .image_dev = 0xfe01,
+				  .image_ino = UINT64_MAX,
+				  .node = 1ull << 40 };
 }
 
 static void write_and_read(void **state)
@@ -148,7 +156,9 @@ static void create_waits_for_a_remover(void **state)
 	assert_int_equal(rundir_create(&old, 7, NULL), 0);
 	pid = fork();
 	if (!pid)
-		_exit(rundir_create(&new, 7, NULL) ? 1 : access(run_path(path, sizeof(path), 7, "lock"), F_OK) ? 2 : 0);
+		_exit(rundir_create(&new, 7, NULL)			      ? 1
+		      : access(run_path(path, sizeof(path), 7, "lock"), F_OK) ? 2
+									      : 0);
 	usleep(200000);
 	rundir_remove(old);
 	assert_int_equal(waitpid(pid, &status, 0), pid);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* test_tools_options.c - values on the command line, and the small pure helpers of the tools. */
-#include <unistd.h>
 #include "tools/busy.h"
 #include "tools/find.h"
 #include "tools/options.h"
 #include "tools/output.h"
 #include "tools/progress.h"
 #include "unit.h"
+#include <unistd.h>
 
 static void sizes(void **state)
 {
@@ -14,13 +14,21 @@ static void sizes(void **state)
 		const char *text;
 		uint64_t value;
 	} good[] = {
-		{ "0", 0 },	       { "4096", 4096 },	      { "64K", 65536 },
-		{ "64k", 65536 },      { "1M", 1 << 20 },	      { "1MiB", 1 << 20 },
-		{ "2g", 2ull << 30 },  { "3T", 3ull << 40 },	      { "1PiB", 1ull << 50 },
-		{ "15E", 15ull << 60 }, { "18446744073709551615", UINT64_MAX },
+		{ "0", 0 },
+		{ "4096", 4096 },
+		{ "64K", 65536 },
+		{ "64k", 65536 },
+		{ "1M", 1 << 20 },
+		{ "1MiB", 1 << 20 },
+		{ "2g", 2ull << 30 },
+		{ "3T", 3ull << 40 },
+		{ "1PiB", 1ull << 50 },
+		{ "15E", 15ull << 60 },
+		{ "18446744073709551615", UINT64_MAX },
 	};
-	static const char *const bad[] = { "",	   "-1",   "+1",  " 1",	  "1 ",	  "K",	 "1KB", "1MB", "1X",
-					   "1.5G", "64Kx", "16E", "0x10", "1Kib2", "18446744073709551616" };
+	static const char *const bad[] = { "",	   "-1",  "+1",	  " 1",	   "1 ",
+					   "K",	   "1KB", "1MB",  "1X",	   "1.5G",
+					   "64Kx", "16E", "0x10", "1Kib2", "18446744073709551616" };
 	uint64_t v;
 	size_t i;
 
@@ -116,13 +124,15 @@ static void assert_absolute(const char *path, const char *want)
 	free(got);
 }
 
-/* The folder is resolved, the image's own name is not: its backing names are relative to where the link is. */
+/* The folder is resolved, the image's own name is not: its backing names are relative to where the link is.
+ */
 static void absolute_paths(void **state)
 {
 	char dir[] = "/tmp/ublk-qcow2-abs-XXXXXX", want[64], cmd[200];
 
 	assert_non_null(mkdtemp(dir));
-	snprintf(cmd, sizeof(cmd), "cd %s && mkdir real && ln -s real folder && touch real/f && ln -s f real/l", dir);
+	snprintf(cmd, sizeof(cmd),
+		 "cd %s && mkdir real && ln -s real folder && touch real/f && ln -s f real/l", dir);
 	assert_int_equal(system(cmd), 0);
 	assert_int_equal(chdir(dir), 0);
 	snprintf(want, sizeof(want), "%s/real/l", dir);
@@ -143,7 +153,9 @@ static void absolute_paths(void **state)
 
 static void tables(void **state)
 {
-	static const char *const rows[][3] = { { "A", "SIZE", "NAME" }, { "long", "1", "x" }, { "b", "10000", "y z" } };
+	static const char *const rows[][3] = { { "A", "SIZE", "NAME" },
+					       { "long", "1", "x" },
+					       { "b", "10000", "y z" } };
 	struct table t = { .columns = 3, .right = 2 };
 	char *text;
 	size_t len, i;
@@ -172,10 +184,14 @@ static void json_of_odd_names(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(sizes),	  cmocka_unit_test(numbers),
-		cmocka_unit_test(choices),	  cmocka_unit_test(human_sizes),
-		cmocka_unit_test(device_names),	  cmocka_unit_test(progress_lines),
-		cmocka_unit_test(absolute_paths), cmocka_unit_test(tables),
+		cmocka_unit_test(sizes),
+		cmocka_unit_test(numbers),
+		cmocka_unit_test(choices),
+		cmocka_unit_test(human_sizes),
+		cmocka_unit_test(device_names),
+		cmocka_unit_test(progress_lines),
+		cmocka_unit_test(absolute_paths),
+		cmocka_unit_test(tables),
 		cmocka_unit_test(json_of_odd_names),
 	};
 
