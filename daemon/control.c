@@ -9,6 +9,9 @@
  *
  * Only root can connect. A crash leaves the directory with a free lock, see rundir.c.
  */
+#include "control.h"
+#include "log.h"
+#include "varlink.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -18,9 +21,6 @@
 #include <systemd/sd-json.h>
 #include <systemd/sd-varlink.h>
 #include <unistd.h>
-#include "control.h"
-#include "log.h"
-#include "varlink.h"
 
 struct control {
 	struct server *server;
@@ -48,7 +48,8 @@ void control_block_signals(void)
 
 /* ---- the interface ---- */
 
-static int on_info(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags, void *userdata)
+static int on_info(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
+		   void *userdata)
 {
 	const struct control *c = userdata;
 	const struct run_state *st = c->state;
@@ -63,7 +64,8 @@ static int on_info(sd_varlink *link, sd_json_variant *parameters, sd_varlink_met
 				  SD_JSON_BUILD_PAIR_INTEGER("pid", getpid()));
 }
 
-static int on_stats(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags, void *userdata)
+static int on_stats(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
+		    void *userdata)
 {
 	struct control *c = userdata;
 	struct server_stats st = { 0 };
@@ -86,7 +88,8 @@ static int on_stats(sd_varlink *link, sd_json_variant *parameters, sd_varlink_me
 				  SD_JSON_BUILD_PAIR_UNSIGNED("daemon_restarts", 0));
 }
 
-static int on_detach(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags, void *userdata)
+static int on_detach(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
+		     void *userdata)
 {
 	struct control *c = userdata;
 
@@ -106,7 +109,8 @@ static int on_signal(sd_event_source *source, const struct signalfd_siginfo *si,
 	return 0;
 }
 
-/* What the image is busy with: to standard error, which a device process in the background has in its directory. */
+/* What the image is busy with: to standard error, which a device process in the background has in its
+ * directory. */
 static int on_dump(sd_event_source *source, const struct signalfd_siginfo *si, void *userdata)
 {
 	struct control *c = userdata;
@@ -115,7 +119,8 @@ static int on_dump(sd_event_source *source, const struct signalfd_siginfo *si, v
 	if (log_is_syslog()) {
 		fd = rundir_open_dump(c->dir);
 		if (fd < 0 || dup2(fd, STDERR_FILENO) < 0)
-			log_line(LOG_WARNING, "%s: dump: %s", c->state->device, strerror(fd < 0 ? -fd : errno));
+			log_line(LOG_WARNING, "%s: dump: %s", c->state->device,
+				 strerror(fd < 0 ? -fd : errno));
 		if (fd >= 0)
 			close(fd);
 	}
@@ -166,8 +171,8 @@ static void control_free(struct control *c)
 	free(c);
 }
 
-int control_new(struct control **out, struct server *server, struct rundir *dir, const struct run_state *state,
-		struct qcow2_error *err)
+int control_new(struct control **out, struct server *server, struct rundir *dir,
+		const struct run_state *state, struct qcow2_error *err)
 {
 	struct control *c = calloc(1, sizeof(*c));
 	int ret;

@@ -17,8 +17,8 @@ struct control;
 
 /* Listen. @server, @dir and @state stay the caller's if this fails; else they are used until control_run()
  * returns. 0 or -errno. */
-int control_new(struct control **out, struct server *server, struct rundir *dir, const struct run_state *state,
-		struct qcow2_error *err);
+int control_new(struct control **out, struct server *server, struct rundir *dir,
+		const struct run_state *state, struct qcow2_error *err);
 
 /*
  * Serve until SIGTERM, SIGINT, a Detach or the end of the data path; then stop the server, remove the

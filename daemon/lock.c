@@ -4,14 +4,16 @@
  *
  * Owns: the table role -> lock bytes. Byte 100 + p says "I use permission p", byte 200 + p "nobody else
  * may use p". All locks are shared OFD locks, so that several holders of one byte coexist; a conflict is
- * found by asking (F_OFD_GETLK, which never looks at the asker's own description) whether an exclusive lock on
- * the *opposite* byte would be refused. Own bytes are taken before the others are tested: of two openers
+ * found by asking (F_OFD_GETLK, which never looks at the asker's own description) whether an exclusive lock
+ * on the *opposite* byte would be refused. Own bytes are taken before the others are tested: of two openers
  * that race at least one sees the other.
  *
  * OFD locks have no owner that the kernel would tell (their pid reads -1): the holder is whoever has a
  * descriptor with that lock line in /proc/PID/fdinfo. That search is for a message only, it decides nothing.
  * Locks vanish with the last descriptor of the description: a crash leaves none.
  */
+#include "lock.h"
+#include "qcow2/header.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -21,8 +23,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "lock.h"
-#include "qcow2/header.h"
 
 enum permission { PERM_READ, PERM_WRITE, PERM_WRITE_UNCHANGED, PERM_RESIZE, PERMISSIONS };
 #define BIT(p) (1u << (p))
@@ -60,7 +60,8 @@ static bool parse_lock_line(const char *line, uint64_t *ino, unsigned long *firs
 {
 	char type[16], end[24];
 
-	if (sscanf(line, "lock:%*d: %15s %*s %*s %*d %*x:%*x:%" SCNu64 " %lu %23s", type, ino, first, end) != 4)
+	if (sscanf(line, "lock:%*d: %15s %*s %*s %*d %*x:%*x:%" SCNu64 " %lu %23s", type, ino, first, end) !=
+	    4)
 		return false;
 	if (strcmp(type, "OFDLCK") != 0 && strcmp(type, "POSIX") != 0)
 		return false;
@@ -143,8 +144,8 @@ static void name_process(pid_t pid, char *text, size_t size)
 }
 
 /* Call @each for every process that holds @byte of the file, until it returns false. */
-static void for_each_holder(const struct stat *st, unsigned byte, bool (*each)(void *ctx, const struct holder *h),
-			    void *ctx)
+static void for_each_holder(const struct stat *st, unsigned byte,
+			    bool (*each)(void *ctx, const struct holder *h), void *ctx)
 {
 	struct holder h;
 	struct dirent *de;

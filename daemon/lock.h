@@ -3,9 +3,9 @@
 #ifndef DAEMON_LOCK_H
 #define DAEMON_LOCK_H
 
+#include "qcow2/error.h"
 #include <stdbool.h>
 #include <stddef.h>
-#include "qcow2/error.h"
 
 enum lock_role { LOCK_IMAGE_RW, LOCK_IMAGE_RO, LOCK_BACKING_RAW, LOCK_BACKING_QCOW2, LOCK_INSPECT };
 

@@ -3,9 +3,9 @@
  * log.c - one function, two places. The journal reads /dev/log like every other syslog, so plain
  * syslog(3) reaches both. Nothing here waits: a log that nobody reads loses lines, not requests.
  */
+#include "log.h"
 #include <stdarg.h>
 #include <stdio.h>
-#include "log.h"
 
 static bool use_syslog;
 

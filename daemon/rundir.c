@@ -11,6 +11,8 @@
  * A crash leaves the directory with a free lock: `list` shows it as failed, `detach` or the next device with
  * that number removes it. /run is gone after a reboot, and so are the devices.
  */
+#include "rundir.h"
+#include "qcow2/header.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -20,8 +22,6 @@
 #include <sys/stat.h>
 #include <systemd/sd-json.h>
 #include <unistd.h>
-#include "rundir.h"
-#include "qcow2/header.h"
 
 #define ROOT "/run/ublk-qcow2"
 #define LOCK_TRIES 100
@@ -68,7 +68,8 @@ static int fail(struct qcow2_error *err, int code, int id, const char *what)
 {
 	char path[300];
 
-	return qcow2_fail(err, code, "%s: %s: %s", run_path(path, sizeof(path), id, NULL), what, strerror(-code));
+	return qcow2_fail(err, code, "%s: %s: %s", run_path(path, sizeof(path), id, NULL), what,
+			  strerror(-code));
 }
 
 /* ---- the lock ---- */
@@ -112,7 +113,8 @@ static int attempt(struct rundir *d, bool make)
 	int ret;
 
 	run_path(path, sizeof(path), d->id, NULL);
-	if (make && ((mkdir(root(), 0755) < 0 && errno != EEXIST) || (mkdir(path, 0700) < 0 && errno != EEXIST)))
+	if (make &&
+	    ((mkdir(root(), 0755) < 0 && errno != EEXIST) || (mkdir(path, 0700) < 0 && errno != EEXIST)))
 		return -errno;
 	d->dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 	if (d->dir < 0)

@@ -2,16 +2,17 @@
 /*
  * rundir.h - /run/ublk-qcow2/ID/: what others can know about a device, and whether its process lives.
  * ID is the ublk device number. Files: `lock` (held by the process for as long as it lives), `state`
- * (JSON, struct run_state), `control` (the Varlink socket), `dump` (the answer to a SIGUSR1). UBLK_QCOW2_RUNDIR replaces /run/ublk-qcow2.
+ * (JSON, struct run_state), `control` (the Varlink socket), `dump` (the answer to a SIGUSR1).
+ * UBLK_QCOW2_RUNDIR replaces /run/ublk-qcow2.
  */
 #ifndef DAEMON_RUNDIR_H
 #define DAEMON_RUNDIR_H
 
+#include "qcow2/error.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
-#include "qcow2/error.h"
 
 struct run_state {
 	int id;
@@ -31,7 +32,8 @@ void run_state_clear(struct run_state *st);
 
 /* "ROOT/ID/NAME"; with name NULL "ROOT/ID". Returns buf. */
 const char *run_path(char *buf, size_t size, int id, const char *name);
-/* Identity of the ublk device @id as it is now: no later device with the same number has it. 0: no such device. */
+/* Identity of the ublk device @id as it is now: no later device with the same number has it. 0: no such
+ * device. */
 uint64_t run_node(int id);
 
 /* ---- the owner ---- */

@@ -9,8 +9,9 @@
 #define OUT_INT(name) SD_VARLINK_DEFINE_OUTPUT(name, SD_VARLINK_INT, 0)
 #define OUT_BOOL(name) SD_VARLINK_DEFINE_OUTPUT(name, SD_VARLINK_BOOL, 0)
 
-static SD_VARLINK_DEFINE_METHOD(Info, OUT_STRING(device), OUT_STRING(engine), OUT_INT(size), OUT_BOOL(read_only),
-				OUT_BOOL(zero_copy), OUT_INT(queues), OUT_INT(depth), OUT_INT(pid));
+static SD_VARLINK_DEFINE_METHOD(Info, OUT_STRING(device), OUT_STRING(engine), OUT_INT(size),
+				OUT_BOOL(read_only), OUT_BOOL(zero_copy), OUT_INT(queues), OUT_INT(depth),
+				OUT_INT(pid));
 
 static SD_VARLINK_DEFINE_METHOD(Stats, OUT_STRING(device), OUT_STRING(engine), OUT_INT(hits), OUT_INT(misses),
 				OUT_INT(reads), OUT_INT(writes), OUT_INT(read_bytes), OUT_INT(write_bytes),
@@ -26,4 +27,5 @@ SD_VARLINK_DEFINE_INTERFACE(
 	SD_VARLINK_SYMBOL_COMMENT("What the device is"), &vl_method_Info,
 	SD_VARLINK_SYMBOL_COMMENT("Counters since it was attached"), &vl_method_Stats,
 	SD_VARLINK_SYMBOL_COMMENT("Write everything back, delete the device; the reply comes after that"),
-	&vl_method_Detach, SD_VARLINK_SYMBOL_COMMENT("The device is gone, but something was lost"), &vl_error_DetachFailed);
+	&vl_method_Detach, SD_VARLINK_SYMBOL_COMMENT("The device is gone, but something was lost"),
+	&vl_error_DetachFailed);

@@ -8,6 +8,8 @@
  * already while others still hold on to it. At last the kernel itself is asked for exclusive use. All this is
  * a snapshot: it protects from mistakes, not from races.
  */
+#include "busy.h"
+#include "output.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -18,8 +20,6 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
-#include "busy.h"
-#include "output.h"
 
 #define MAX_NODES 260u /* the disk and its partitions */
 #define MAX_NAMESPACES 512u

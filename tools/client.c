@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* client.c - one Varlink call on a connection of its own. */
+#include "client.h"
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <systemd/sd-varlink.h>
-#include "client.h"
 
 static int remote_error(const char *error_id, sd_json_variant *parameters, const struct run_state *st,
 			struct qcow2_error *err)
@@ -37,7 +37,8 @@ static int call(sd_varlink *link, const struct run_state *st, const char *method
 	return 0;
 }
 
-int control_call(const struct run_state *st, const char *method, sd_json_variant **reply, struct qcow2_error *err)
+int control_call(const struct run_state *st, const char *method, sd_json_variant **reply,
+		 struct qcow2_error *err)
 {
 	sd_varlink *link = NULL;
 	char path[300];

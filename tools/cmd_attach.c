@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * cmd_attach.c - ublk-qcow2 attach IMAGE: options, and who waits for whom. Prints the device when it can be used.
+ * cmd_attach.c - ublk-qcow2 attach IMAGE: options, and who waits for whom. Prints the device when it can be
+ * used.
  */
-#include <errno.h>
-#include <getopt.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include "command.h"
 #include "device_process.h"
 #include "driver.h"
 #include "find.h"
 #include "options.h"
 #include "output.h"
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define MAX_QUEUES 64u
 #define MAX_DEPTH 1024u
@@ -74,8 +75,11 @@ static const struct option long_options[] = {
 
 enum engine { ENGINE_AUTO, ENGINE_SERVER, ENGINE_KERNEL, ENGINE_URING };
 static const struct choice engines[] = {
-	{ "auto", ENGINE_AUTO },   { "kernel", ENGINE_KERNEL }, { "uring", ENGINE_URING },
-	{ "server", ENGINE_SERVER }, { NULL, 0 },
+	{ "auto", ENGINE_AUTO },
+	{ "kernel", ENGINE_KERNEL },
+	{ "uring", ENGINE_URING },
+	{ "server", ENGINE_SERVER },
+	{ NULL, 0 },
 };
 static const struct choice discards[] = {
 	{ "unmap", QCOW2_DISCARD_UNMAP },

@@ -3,13 +3,13 @@
  * cmd_check.c - ublk-qcow2 check IMAGE: findings on standard error, the summary is the answer. Opens neither
  * the backing nor the data file, changes nothing.
  */
-#include <inttypes.h>
-#include <stdio.h>
 #include "command.h"
 #include "inspect.h"
 #include "output.h"
 #include "progress.h"
 #include "qcow2/check.h"
+#include <inttypes.h>
+#include <stdio.h>
 
 #define MAX_FINDINGS 1000u /* a hostile image could fill the screen for hours */
 

@@ -1,8 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * cmd_detach.c - ublk-qcow2 detach: asks the device process to write everything back and go, and does not
- * return before it is gone. What a dead process left behind is removed here, under the lock of its run directory.
+ * return before it is gone. What a dead process left behind is removed here, under the lock of its run
+ * directory.
  */
+#include "busy.h"
+#include "client.h"
+#include "command.h"
+#include "daemon/ctrl.h"
+#include "find.h"
+#include "options.h"
+#include "output.h"
 #include <errno.h>
 #include <getopt.h>
 #include <poll.h>
@@ -11,13 +19,6 @@
 #include <string.h>
 #include <sys/pidfd.h>
 #include <unistd.h>
-#include "busy.h"
-#include "client.h"
-#include "command.h"
-#include "daemon/ctrl.h"
-#include "find.h"
-#include "options.h"
-#include "output.h"
 
 static int run_detach(int argc, char **argv);
 
@@ -27,7 +28,8 @@ const struct command cmd_detach = {
 	.summary = "write everything back and remove the device",
 	.help = "detach DEVICE|IMAGE\n"
 		"       ublk-qcow2 detach --all\n"
-		"Writes everything back, closes the image and removes the device. One that is in use stays.\n\n"
+		"Writes everything back, closes the image and removes the device. One that is in use "
+		"stays.\n\n"
 		"  --all    every attached image\n",
 };
 

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* cmd_features.c - ublk-qcow2 features: what this kernel offers, which engine that allows, and why not a better one. */
-#include <inttypes.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/utsname.h>
-#include <unistd.h>
+/* cmd_features.c - ublk-qcow2 features: what this kernel offers, which engine that allows, and why not a
+ * better one. */
 #include "command.h"
 #include "daemon/ctrl.h"
 #include "driver.h"
 #include "options.h"
 #include "output.h"
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/utsname.h>
+#include <unistd.h>
 
 static int run_features(int argc, char **argv);
 
@@ -23,11 +24,26 @@ const struct command cmd_features = {
 
 /* By bit number, as in linux/ublk_cmd.h without UBLK_F_. */
 static const char *const bit_names[] = {
-	"SUPPORT_ZERO_COPY",  "URING_CMD_COMP_IN_TASK", "NEED_GET_DATA",  "USER_RECOVERY",
-	"USER_RECOVERY_REISSUE", "UNPRIVILEGED_DEV",	"CMD_IOCTL_ENCODE", "USER_COPY",
-	"ZONED",	      "USER_RECOVERY_FAIL_IO",	"UPDATE_SIZE",	  "AUTO_BUF_REG",
-	"QUIESCE",	      "PER_IO_DAEMON",		"BUF_REG_OFF_DAEMON", "BATCH_IO",
-	"INTEGRITY",	      "SAFE_STOP_DEV",		"NO_AUTO_PART_SCAN", "SHMEM_ZC",
+	"SUPPORT_ZERO_COPY",
+	"URING_CMD_COMP_IN_TASK",
+	"NEED_GET_DATA",
+	"USER_RECOVERY",
+	"USER_RECOVERY_REISSUE",
+	"UNPRIVILEGED_DEV",
+	"CMD_IOCTL_ENCODE",
+	"USER_COPY",
+	"ZONED",
+	"USER_RECOVERY_FAIL_IO",
+	"UPDATE_SIZE",
+	"AUTO_BUF_REG",
+	"QUIESCE",
+	"PER_IO_DAEMON",
+	"BUF_REG_OFF_DAEMON",
+	"BATCH_IO",
+	"INTEGRITY",
+	"SAFE_STOP_DEV",
+	"NO_AUTO_PART_SCAN",
+	"SHMEM_ZC",
 	"IO_DESC_SIZE",
 };
 #define BIT_NAMES (sizeof(bit_names) / sizeof(bit_names[0]))
@@ -58,12 +74,10 @@ static void gather(struct features *f)
 	driver_load();
 	ret = ublk_features(&f->bits, &err);
 	f->control = access("/dev/ublk-control", F_OK) == 0;
-	f->engine[0] = (struct engine_state){
-		.name = "kernel", .why = "this version of ublk-qcow2 does not have it yet"
-	};
-	f->engine[1] = (struct engine_state){
-		.name = "uring", .why = "this version of ublk-qcow2 does not have it yet"
-	};
+	f->engine[0] = (struct engine_state){ .name = "kernel",
+					      .why = "this version of ublk-qcow2 does not have it yet" };
+	f->engine[1] = (struct engine_state){ .name = "uring",
+					      .why = "this version of ublk-qcow2 does not have it yet" };
 	f->engine[2] = (struct engine_state){ .name = "server", .available = !ret };
 	if (ret)
 		snprintf(f->engine[2].why, sizeof(f->engine[2].why), "%s", err.text);
@@ -72,8 +86,9 @@ static void gather(struct features *f)
 	f->zero_copy = !ret && (f->bits & ZERO_COPY) == ZERO_COPY;
 	if (!f->zero_copy)
 		snprintf(f->zero_copy_why, sizeof(f->zero_copy_why), "%s",
-			 ret ? "no ublk" : f->bits & UBLK_F_AUTO_BUF_REG ? "USER_COPY or SUPPORT_ZERO_COPY is missing"
-									 : "AUTO_BUF_REG is missing");
+			 ret				 ? "no ublk"
+			 : f->bits & UBLK_F_AUTO_BUF_REG ? "USER_COPY or SUPPORT_ZERO_COPY is missing"
+							 : "AUTO_BUF_REG is missing");
 }
 
 static const char *bit_name(unsigned bit, char *buf, size_t size)

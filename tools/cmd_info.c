@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * cmd_info.c - ublk-qcow2 info IMAGE: what the header says. Opens nothing but the image: the names of other files
- * in it are text from whoever made it, and are shown as such.
+ * cmd_info.c - ublk-qcow2 info IMAGE: what the header says. Opens nothing but the image: the names of other
+ * files in it are text from whoever made it, and are shown as such.
  */
+#include "command.h"
+#include "daemon/lock.h"
+#include "find.h"
+#include "inspect.h"
+#include "output.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -10,11 +15,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
-#include "command.h"
-#include "daemon/lock.h"
-#include "find.h"
-#include "inspect.h"
-#include "output.h"
 
 static int run_info(int argc, char **argv);
 

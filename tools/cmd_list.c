@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* cmd_list.c - ublk-qcow2 list: the run directories, as a table or as JSON. */
-#include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include "command.h"
 #include "daemon/rundir.h"
 #include "options.h"
 #include "output.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 static int run_list(int argc, char **argv);
 

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * cmd_map.c - ublk-qcow2 map IMAGE: where each guest byte comes from, down the backing chain. JSON has the fields of
- * `qemu-img map --output=json`. Written as it is found: an image may have millions of extents.
+ * cmd_map.c - ublk-qcow2 map IMAGE: where each guest byte comes from, down the backing chain. JSON has the
+ * fields of `qemu-img map --output=json`. Written as it is found: an image may have millions of extents.
  */
+#include "command.h"
+#include "inspect.h"
+#include "output.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include "command.h"
-#include "inspect.h"
-#include "output.h"
 
 static int run_map(int argc, char **argv);
 
@@ -39,8 +39,8 @@ static void print_extent_json(const struct qcow2_map_extent *e, bool first)
 {
 	printf("%s{ \"start\": %" PRIu64 ", \"length\": %" PRIu64
 	       ", \"depth\": %u, \"present\": %s, \"zero\": %s, \"data\": %s, \"compressed\": %s",
-	       first ? "[" : ",\n", e->guest, e->len, e->depth, truth(e->present), truth(e->zero), truth(e->data),
-	       truth(e->compressed));
+	       first ? "[" : ",\n", e->guest, e->len, e->depth, truth(e->present), truth(e->zero),
+	       truth(e->data), truth(e->compressed));
 	if (e->has_host)
 		printf(", \"offset\": %" PRIu64, e->host);
 	printf("}");
@@ -103,7 +103,8 @@ static int map_image(struct qcow2_image *img, const struct inspect_options *o)
 		printf("%-16s %-16s %-16s %s\n", "START", "LENGTH", "OFFSET", "FILE");
 	ret = walk(img, o->json, info.size);
 	if (ret)
-		return report("%s: cannot be mapped: %s", shown(name, sizeof(name), o->image), strerror(-ret));
+		return report("%s: cannot be mapped: %s", shown(name, sizeof(name), o->image),
+			      strerror(-ret));
 	if (o->json)
 		fputs("]\n", stdout);
 	return EXIT_DONE;

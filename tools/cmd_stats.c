@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* cmd_stats.c - ublk-qcow2 stats DEVICE: the counters of a device process, as it tells them. */
-#include <getopt.h>
-#include <inttypes.h>
-#include <stdio.h>
 #include "client.h"
 #include "command.h"
 #include "find.h"
 #include "options.h"
 #include "output.h"
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
 
 static int run_stats(int argc, char **argv);
 
@@ -16,7 +16,8 @@ const struct command cmd_stats = {
 	.run = run_stats,
 	.summary = "counters of a device",
 	.help = "stats DEVICE [--json]\n"
-		"Counters since the device was attached. A hit is a request whose mapping was in the table.\n",
+		"Counters since the device was attached. A hit is a request whose mapping was in the "
+		"table.\n",
 };
 
 static int print_text(sd_json_variant *v)
@@ -55,10 +56,11 @@ static int run_stats(int argc, char **argv)
 	if (f.live)
 		ret = control_call(&f.state, "Stats", &reply, &err);
 	else
-		ret = qcow2_fail(&err, -1, "%s: its process (pid %d) died: it has no counters", f.state.device,
-				 (int)f.state.pid);
+		ret = qcow2_fail(&err, -1, "%s: its process (pid %d) died: it has no counters",
+				 f.state.device, (int)f.state.pid);
 	if (ret)
-		qcow2_fail(&err, ret, "%s: its process (pid %d) did not answer", f.state.device, (int)f.state.pid);
+		qcow2_fail(&err, ret, "%s: its process (pid %d) did not answer", f.state.device,
+			   (int)f.state.pid);
 	run_state_clear(&f.state);
 	if (ret)
 		return report_error(&err, ret);

@@ -2,12 +2,18 @@
 /*
  * device_process.c - from the command to a process of its own, and what it tells its parent.
  *
- * The child writes lines to a pipe: "id N" as soon as the kernel has given it a device, then "ready DEVICE" or
- * "error TEXT". The end of file without either means that it died; the parent then deletes what "id" named.
- * There is one fork, before any thread exists. After "ready" the two have nothing to do with each other.
+ * The child writes lines to a pipe: "id N" as soon as the kernel has given it a device, then "ready DEVICE"
+ * or "error TEXT". The end of file without either means that it died; the parent then deletes what "id"
+ * named. There is one fork, before any thread exists. After "ready" the two have nothing to do with each
+ * other.
  *
  * The run directory exists from "id" on: should the parent die, too, `detach` finds what is left.
  */
+#include "device_process.h"
+#include "daemon/control.h"
+#include "daemon/ctrl.h"
+#include "daemon/log.h"
+#include "output.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -17,11 +23,6 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include "daemon/control.h"
-#include "daemon/ctrl.h"
-#include "daemon/log.h"
-#include "device_process.h"
-#include "output.h"
 
 #define PIPE_FD 3
 

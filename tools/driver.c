@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* driver.c - what mount does for file systems: the module comes when it is needed. */
+#include "driver.h"
 #include <fcntl.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include "driver.h"
 
 static int run_modprobe(const char *program, pid_t *pid)
 {

@@ -5,6 +5,8 @@
  * A device wins over an image: an image may itself lie on a device of ours. Devices are compared by name and
  * by number, images by identity and, for those that are gone, by path.
  */
+#include "find.h"
+#include "output.h"
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -13,8 +15,6 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
-#include "find.h"
-#include "output.h"
 
 char *absolute_path(const char *path)
 {
@@ -75,8 +75,8 @@ static bool is_device(const struct wanted *w, const struct run_state *st)
 	snprintf(lower, sizeof(lower), "/dev/ublkb%d", st->id);
 	if (w->path && (strcmp(w->path, st->device) == 0 || strcmp(w->path, lower) == 0))
 		return true;
-	return w->exists && S_ISBLK(w->st.st_mode) && stat(st->device, &node) == 0 &&
-	       S_ISBLK(node.st_mode) && node.st_rdev == w->st.st_rdev;
+	return w->exists && S_ISBLK(w->st.st_mode) && stat(st->device, &node) == 0 && S_ISBLK(node.st_mode) &&
+	       node.st_rdev == w->st.st_rdev;
 }
 
 static bool is_image(const struct wanted *w, const struct run_state *st)
@@ -130,7 +130,8 @@ static int not_found(const char *arg, const struct wanted *w, struct qcow2_error
 		 minor(w->st.st_rdev));
 	if (w->exists && S_ISBLK(w->st.st_mode) && access(path, F_OK) == 0)
 		return qcow2_fail(err, -ENOENT, "%s: is a partition: name the whole device", name);
-	return qcow2_fail(err, -ENOENT, "%s: is not attached%s", name, w->exists ? "" : " and does not exist");
+	return qcow2_fail(err, -ENOENT, "%s: is not attached%s", name,
+			  w->exists ? "" : " and does not exist");
 }
 
 static int search_all(const char *arg, const struct wanted *w, bool images, struct found *out,

@@ -3,9 +3,9 @@
 #ifndef TOOLS_FIND_H
 #define TOOLS_FIND_H
 
-#include <stdbool.h>
 #include "daemon/rundir.h"
 #include "qcow2/error.h"
+#include <stdbool.h>
 
 struct found {
 	struct run_state state; /* run_state_clear() it */

@@ -3,15 +3,15 @@
  * inspect.c - read-only, buffered, with the locks of QEMU's read-only opener, so that nobody writes what
  * we read. --force-share goes without them: what it shows of an image in use may be torn.
  */
+#include "inspect.h"
+#include "daemon/lock.h"
+#include "options.h"
+#include "output.h"
 #include <errno.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "daemon/lock.h"
-#include "inspect.h"
-#include "options.h"
-#include "output.h"
 
 #define FIRST_READ 4096u
 
@@ -52,8 +52,8 @@ int inspect_parse(const struct command *cmd, int argc, char **argv, struct inspe
 	return -1;
 }
 
-static int open_file(const char *path, bool force_share, enum lock_role role, struct host_file **out, int *fd_out,
-		     struct qcow2_error *err)
+static int open_file(const char *path, bool force_share, enum lock_role role, struct host_file **out,
+		     int *fd_out, struct qcow2_error *err)
 {
 	int fd = image_open_fd(path, true, NULL, err), ret;
 
@@ -79,8 +79,8 @@ int inspect_open_backing(void *ctx, const char *path, enum backing_format format
 {
 	const struct inspect_options *o = ctx;
 
-	return open_file(path, o->force_share, format == BACKING_QCOW2 ? LOCK_BACKING_QCOW2 : LOCK_BACKING_RAW, out,
-			 NULL, err);
+	return open_file(path, o->force_share,
+			 format == BACKING_QCOW2 ? LOCK_BACKING_QCOW2 : LOCK_BACKING_RAW, out, NULL, err);
 }
 
 /* The bytes [off, off + len), cut at the end of the file; *len is updated. NULL with err on failure. */

@@ -3,12 +3,12 @@
 #ifndef TOOLS_INSPECT_H
 #define TOOLS_INSPECT_H
 
-#include <stdbool.h>
 #include "command.h"
 #include "qcow2/error.h"
 #include "qcow2/header.h"
 #include "qcow2/io.h"
 #include "qcow2/qcow2.h"
+#include <stdbool.h>
 
 /* What the commands have in common on their command line. */
 struct inspect_options {

@@ -2,11 +2,11 @@
 /*
  * main.c - ublk-qcow2 COMMAND ...: finds the command and makes sure that its answer really got out.
  */
+#include "command.h"
+#include "output.h"
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include "command.h"
-#include "output.h"
 
 #ifndef VERSION
 #define VERSION "unknown"

@@ -2,9 +2,10 @@
 /*
  * options.c - the command line, in one tone for all sub-commands.
  *
- * Values are taken whole or refused: "64Kx", "-1" and "" are errors, not 64K, a huge number and 0. All messages go to
- * standard error; help that was asked for is an answer and goes to standard output.
+ * Values are taken whole or refused: "64Kx", "-1" and "" are errors, not 64K, a huge number and 0. All
+ * messages go to standard error; help that was asked for is an answer and goes to standard output.
  */
+#include "options.h"
 #include <errno.h>
 #include <getopt.h>
 #include <stdarg.h>
@@ -12,7 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include "options.h"
 
 /* ---- values ---- */
 
@@ -83,7 +83,10 @@ const char *choice_list(const struct choice *choices, char *buf, unsigned size)
 	buf[0] = '\0';
 	for (c = choices; c->name && used < size; c++)
 		used += (unsigned)snprintf(buf + used, size - used, "%s%s",
-					   c == choices ? "" : c[1].name ? ", " : " or ", c->name);
+					   c == choices ? ""
+					   : c[1].name	? ", "
+							: " or ",
+					   c->name);
 	return buf;
 }
 

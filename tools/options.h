@@ -3,9 +3,9 @@
 #ifndef TOOLS_OPTIONS_H
 #define TOOLS_OPTIONS_H
 
+#include "command.h"
 #include <stdbool.h>
 #include <stdint.h>
-#include "command.h"
 
 /* ---- values; pure ---- */
 

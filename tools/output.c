@@ -2,13 +2,13 @@
 /*
  * output.c - standard output carries only the answer, and names in it cannot play with the terminal.
  */
+#include "output.h"
+#include "qcow2/header.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include "output.h"
-#include "qcow2/header.h"
 
 int report(const char *fmt, ...)
 {
@@ -30,7 +30,8 @@ int report_error(const struct qcow2_error *err, int code)
 int print_json(sd_json_variant *v, int ret)
 {
 	if (ret >= 0)
-		ret = sd_json_variant_dump(v, SD_JSON_FORMAT_PRETTY_AUTO | SD_JSON_FORMAT_NEWLINE, stdout, NULL);
+		ret = sd_json_variant_dump(v, SD_JSON_FORMAT_PRETTY_AUTO | SD_JSON_FORMAT_NEWLINE, stdout,
+					   NULL);
 	sd_json_variant_unref(v);
 	return ret < 0 ? report("cannot write JSON: %s", strerror(-ret)) : EXIT_DONE;
 }

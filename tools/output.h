@@ -3,11 +3,11 @@
 #ifndef TOOLS_OUTPUT_H
 #define TOOLS_OUTPUT_H
 
+#include "command.h"
+#include "qcow2/error.h"
 #include <stdint.h>
 #include <stdio.h>
 #include <systemd/sd-json.h>
-#include "command.h"
-#include "qcow2/error.h"
 
 /* "ublk-qcow2: TEXT" on standard error; returns EXIT_FAILED. */
 int report(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

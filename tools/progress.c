@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* progress.c - at most ten redraws a second, on one line. */
+#include "progress.h"
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-#include "progress.h"
 
 #define BAR 40
 #define PAUSE_MS 100
