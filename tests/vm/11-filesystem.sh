@@ -1,0 +1,137 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# kernels: stable backports
+# timeout: 400
+# group: vm
+# What people do with it: a file system on the device, a tree in it, detach, attach again, everything still there.
+# shellcheck source-path=SCRIPTDIR
+set -eu -o pipefail
+. "$(dirname "$0")/cli.bash"
+
+mnt=$work/mnt
+
+mounted() {
+	mkdir -p "$mnt"
+	mount "$1" "$mnt" || fail "mount $1: $(dmesg | tail -n 3)"
+}
+
+write_tree() { # DIRECTORY
+	local i
+	mkdir -p "$1/deep/er"
+	for i in {1..60}; do head -c $((i * 1499)) /dev/urandom >"$1/small-$i"; done
+	head -c 12M /dev/urandom >"$1/large"
+	truncate -s 20M "$1/deep/sparse"
+	echo end >>"$1/deep/sparse"
+	cp "$1/large" "$1/deep/er/copy"
+	ln -s ../large "$1/deep/link"
+}
+
+sums_of() { (cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum); }
+
+same_tree() { # DIRECTORY SUMS
+	echo 3 >/proc/sys/vm/drop_caches
+	sums_of "$1" | cmp - "$2" || fail "$1: another content"
+}
+
+settle() { # IMAGE: at rest, and both checkers agree
+	clean "$1"
+	expect 0 ublk-qcow2 check "$1"
+}
+
+# life IMAGE MKFS...: the whole life of a file system, discards included.
+life() {
+	local image=$1
+	shift
+	attach "$image"
+	expect 0 "$@" "$dev"
+	mounted "$dev"
+	write_tree "$mnt/tree"
+	sums_of "$mnt/tree" >"$work/sums"
+	same_tree "$mnt/tree" "$work/sums"
+	expect 1 ublk-qcow2 detach "$dev"	# mounted
+	says "$mnt"
+	umount "$mnt"
+	detach "$dev"
+	settle "$image"
+
+	attach "$image"
+	mounted "$dev"
+	same_tree "$mnt/tree" "$work/sums"
+	rm -r "$mnt/tree/deep" "$mnt/tree/large"
+	cp -r "$mnt/tree" "$mnt/again"
+	(cd "$mnt/tree" && sums_of .) >"$work/sums"
+	sync -f "$mnt"	# blocks are free only when the removal is committed
+	expect 0 fstrim "$mnt"
+	umount "$mnt"
+	detach "$image"
+	settle "$image"
+
+	attach --read-only "$image"
+	mkdir -p "$mnt"
+	mount -o ro "$dev" "$mnt" || fail "mount read-only"
+	same_tree "$mnt/again" "$work/sums"
+	umount "$mnt"
+	detach "$dev"
+}
+
+case_ext4() {
+	image ext4.qcow2 256M
+	life ext4.qcow2 mkfs.ext4 -q
+	# fstrim gave back what the removed files had
+	local used
+	used=$(qemu-img info --output=json ext4.qcow2 | jq '."actual-size"')
+	[ "$used" -lt $((20 << 20)) ] || fail "trim gave nothing back: $used bytes"
+}
+
+case_xfs_small_clusters() {
+	image -o cluster_size=4k xfs.qcow2 400M
+	life xfs.qcow2 mkfs.xfs -q
+}
+
+case_ext4_over_backing() {
+	image base.qcow2 256M
+	attach base.qcow2
+	expect 0 mkfs.ext4 -q "$dev"
+	mounted "$dev"
+	write_tree "$mnt/base"
+	sums_of "$mnt/base" >base.sums
+	umount "$mnt"
+	detach "$dev"
+	sum base.qcow2 >base.sum
+	image -b base.qcow2 -F qcow2 over.qcow2
+	attach over.qcow2
+	mounted "$dev"
+	same_tree "$mnt/base" "$work/base.sums"
+	write_tree "$mnt/over"
+	sums_of "$mnt/over" >over.sums
+	rm -r "$mnt/base/deep"
+	umount "$mnt"
+	detach "$dev"
+	settle over.qcow2
+	attach over.qcow2
+	mounted "$dev"
+	same_tree "$mnt/over" "$work/over.sums"
+	umount "$mnt"
+	detach "$dev"
+	[ "$(sum base.qcow2)" = "$(cat base.sum)" ] || fail "the backing file changed"
+}
+
+# A partition table inside: its partitions appear and are usable when attach returns.
+case_partitions() {
+	image part.qcow2 128M
+	attach part.qcow2
+	printf 'label: gpt\nsize=64M\n\n' | sfdisk -q "$dev" >"$work/out" 2>"$work/err" || fail "sfdisk"
+	detach "$dev"
+	attach part.qcow2
+	[ -b "${dev}p2" ] || fail "no partition after attach: $(lsblk "$dev")"
+	expect 0 mkfs.ext4 -q "${dev}p2"
+	mounted "${dev}p2"
+	write_tree "$mnt/tree"
+	expect 1 ublk-qcow2 detach "$dev"
+	says "$mnt"
+	umount "$mnt"
+	detach "$dev"
+	settle part.qcow2
+}
+
+run_cases "$@"

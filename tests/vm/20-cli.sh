@@ -1,0 +1,473 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# kernels: stable backports
+# timeout: 300
+# group: vm
+# The command from its user's side: attach, list, stats, info, detach, their options, and who is in the way.
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/cli.bash"
+
+write_pattern() { # DEVICE OFFSET-MIB BYTE
+	head -c 1M /dev/zero | tr '\0' "$3" | dd of="$1" bs=1M seek="$2" oflag=direct conv=notrunc,fsync status=none ||
+		fail "write to $1"
+}
+
+has_pattern() {
+	[ "$(dd if="$1" bs=1M skip="$2" count=1 iflag=direct status=none | tr -d "$3" | wc -c)" = 0 ] || fail "$1: other data"
+}
+
+case_features() {
+	expect 0 ublk-qcow2 features
+	silent
+	prints "$(uname -r)"
+	prints "auto takes:   server"
+	expect 0 ublk-qcow2 features --json
+	json '.ublk_control and .auto == "server" and (.features | index("CMD_IOCTL_ENCODE"))'
+	json '[.engines[] | .name] == ["kernel", "uring", "server"]'
+	json '.engines[] | select(.name == "kernel") | .available == false and (.why_not | length > 0)'
+	json '.zero_copy == ((.features | index("AUTO_BUF_REG")) != null)'
+}
+
+case_first_use() {
+	image a.qcow2 256M
+	attach a.qcow2
+	[ "$(blockdev --getsize64 "$dev")" = $((256 << 20)) ] || fail "size"
+	[ "$(blockdev --getro "$dev")" = 0 ] || fail "read-only"
+	write_pattern "$dev" 5 a
+	has_pattern "$dev" 5 a
+
+	expect 0 ublk-qcow2 list
+	silent
+	prints "$work/a.qcow2"
+	expect 0 ublk-qcow2 list --json
+	json "length == 1 and .[0].device == \"$dev\" and .[0].image == \"$work/a.qcow2\" and .[0].engine == \"server\""
+	json '.[0].state == "live" and .[0].size == 268435456 and .[0].read_only == false'
+	json '.[0].supervisor_pid == null'
+	[ "$(cat "/proc/$(jq '.[0].pid' <out)/comm")" = ublk-qcow2 ] || fail "pid"
+
+	expect 0 ublk-qcow2 stats "$dev" --json
+	json ".device == \"$dev\" and .engine == \"server\" and .daemon_restarts == 0"
+	json '[.hits, .misses, .reads, .writes, .read_bytes, .write_bytes, .flushes, .commits, .withdrawals, .drains, .slices] | all(type == "number")'
+	json '.write_bytes >= 1048576 and .writes >= 1 and .reads >= 1 and .hits + .misses >= 2'
+	expect 0 ublk-qcow2 stats "$dev"
+	prints "write_bytes"
+
+	detach "$dev"
+	nothing_left
+	clean a.qcow2
+	[ "$(qemu-io -r -c 'read -P 97 5M 1M' a.qcow2 | grep -c 'read 1048576')" = 1 ] || fail "data is not in the image"
+	expect 0 ublk-qcow2 check a.qcow2
+	prints "No errors were found on the image."
+	expect 0 ublk-qcow2 list --json
+	json '. == []'
+}
+
+case_inspect() {
+	image base.qcow2 16M
+	qemu-io -c 'write -P 1 0 1M' -c 'write -z 2M 128k' base.qcow2 >/dev/null
+	image -b base.qcow2 -F qcow2 over.qcow2
+	qemu-io -c 'write -P 2 512k 64k' over.qcow2 >/dev/null
+	qemu-img snapshot -c 'first one' over.qcow2
+	expect 0 ublk-qcow2 info over.qcow2
+	prints "backing file:     base.qcow2"
+	prints "first one"
+	expect 0 ublk-qcow2 info --json over.qcow2
+	json '.format == "qcow2" and .virtual_size == 16777216 and .cluster_size == 65536 and .compat == "1.1"'
+	json '.backing_file == "base.qcow2" and .backing_format == "qcow2" and .snapshots[0].name == "first one"'
+	json '.refcount_bits == 16 and .compression_type == "zlib" and (.dirty or .corrupt | not) and .in_use_by == null'
+	qemu-img map --output=json over.qcow2 >want
+	expect 0 ublk-qcow2 map --json over.qcow2
+	[ "$(jq -c . want)" = "$(jq -c . out)" ] || fail "map differs from qemu-img's: $(cat want)"
+	expect 0 ublk-qcow2 check --json over.qcow2
+	json '.errors == 0 and .leaks == 0 and .leaks_fixed == 0 and .errors_fixed == 0 and .clusters == 256 and .allocated == 1'
+	# neither info nor check needs the backing file
+	mv base.qcow2 elsewhere
+	expect 0 ublk-qcow2 info over.qcow2
+	expect 0 ublk-qcow2 check over.qcow2
+	expect 1 ublk-qcow2 map over.qcow2
+	says "base.qcow2"
+}
+
+# Refcounts of a data cluster: one too many is a leak, none at all is an error.
+case_check_status() {
+	local refcounts
+	image a.qcow2 16M
+	qemu-io -c 'write -P 1 0 1M' a.qcow2 >/dev/null
+	refcounts=$(($(od -An -tu8 --endian=big -j $(($(od -An -tu8 --endian=big -j48 -N8 a.qcow2))) -N8 a.qcow2)))
+	cp a.qcow2 leak.qcow2
+	truncate -s +64K leak.qcow2
+	patch leak.qcow2 $((refcounts + 2 * 21)) '\0\1' # the first cluster after the last
+	cp a.qcow2 error.qcow2
+	patch error.qcow2 $((refcounts + 2 * 8)) '\0\0'
+	expect 3 ublk-qcow2 check leak.qcow2
+	prints "leaked clusters were found"
+	says "LEAK"
+	expect 3 ublk-qcow2 check --json leak.qcow2
+	json '.leaks == 1 and .errors == 0'
+	expect 2 ublk-qcow2 check error.qcow2
+	prints "errors were found on the image"
+	expect 1 ublk-qcow2 check --repair=all error.qcow2
+	says "not supported by this build"
+	expect 1 ublk-qcow2 check /etc/passwd
+	one_error
+}
+
+case_in_use() {
+	image a.qcow2 64M
+	attach a.qcow2
+	expect 1 ublk-qcow2 attach a.qcow2
+	one_error
+	says "a.qcow2: is locked: in use for writing by ublk-qcow2 (pid $(pgrep -x ublk-qcow2))"
+	expect 1 ublk-qcow2 attach --read-only a.qcow2
+	says "in use for writing"
+	expect 1 ublk-qcow2 info a.qcow2
+	says "in use for writing"
+	expect 0 ublk-qcow2 info -U a.qcow2
+	prints "attached as:      $dev"
+	prints "ublk-qcow2 (pid $(pgrep -x ublk-qcow2)) for writing"
+	expect 0 ublk-qcow2 info --force-share --json a.qcow2
+	json ".device == \"$dev\" and (.in_use_by | length > 0)"
+	expect 0 ublk-qcow2 map -U a.qcow2
+	expect 1 qemu-img info a.qcow2
+	says 'Failed to get shared "write" lock'
+	detach a.qcow2
+}
+
+case_names() {
+	image 'a b.qcow2' 8M
+	mkdir -p sub
+	ln -sf "../a b.qcow2" sub/link.qcow2
+	attach 'a b.qcow2'
+	(cd /dev && expect 0 ublk-qcow2 stats "${dev#/dev/}") || exit 1
+	(cd sub && expect 0 ublk-qcow2 detach link.qcow2) || exit 1
+	nothing_left
+	attach "$work/sub/../a b.qcow2"
+	(cd /dev && expect 0 ublk-qcow2 detach "./${dev#/dev/}") || exit 1
+	nothing_left
+	attach 'a b.qcow2'
+	ln -s "$dev" disk
+	detach disk
+	nothing_left
+	printf -v odd 'new\nline \x01.qcow2'
+	image "$odd" 8M
+	attach "$odd"
+	expect 0 ublk-qcow2 list
+	[ "$(wc -l <out)" = 2 ] || fail "a name breaks the table"
+	prints 'new\x0aline \x01.qcow2'
+	expect 0 ublk-qcow2 list --json
+	json ".[0].image == \"$work/new\\nline \\u0001.qcow2\""
+	detach "$odd"
+	attach -- 'a b.qcow2'
+	mv 'a b.qcow2' renamed.qcow2
+	detach renamed.qcow2
+	# a link's backing file is looked for beside the link, as QEMU does
+	image top.qcow2 8M
+	mkdir images
+	mv top.qcow2 images/
+	qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 -u images/top.qcow2 8M
+	ln -s images/top.qcow2 top.qcow2
+	image base.qcow2 8M
+	attach top.qcow2
+	detach top.qcow2
+}
+
+case_read_only() {
+	local sum first
+	image a.qcow2 64M
+	qemu-io -c 'write -P 97 5M 1M' a.qcow2 >/dev/null
+	sum=$(sum a.qcow2)
+	attach --read-only a.qcow2
+	[ "$(blockdev --getro "$dev")" = 1 ] || fail "writable"
+	has_pattern "$dev" 5 a
+	first=$dev
+	attach --read-only a.qcow2
+	[ "$first" != "$dev" ] || fail "the same device twice"
+	expect 1 ublk-qcow2 attach a.qcow2
+	says "in use for reading"
+	expect 1 ublk-qcow2 detach a.qcow2
+	one_error
+	says "is attached 2 times: name the device: $first, $dev"
+	expect 0 ublk-qcow2 list --json
+	json 'length == 2 and (map(.read_only) | all)'
+	detach "$first"
+	detach a.qcow2
+	[ "$sum" = "$(sum a.qcow2)" ] || fail "the image changed"
+}
+
+case_options() {
+	image a.qcow2 64M
+	attach --queues=1 --depth=8 --cache-size=256K --discard=ignore --block-size=4096 --engine=auto a.qcow2
+	[ "$(blockdev --getss "$dev")" = 4096 ] || fail "block size"
+	[ "$(cat "/sys/block/${dev#/dev/}/queue/discard_max_bytes")" = 0 ] || fail "discard"
+	[ ! -e "/sys/block/${dev#/dev/}/mq/1" ] || fail "queues"
+	expect 0 ublk-qcow2 list --json
+	json '.[0].queues == 1 and .[0].depth == 8'
+	write_pattern "$dev" 1 z
+	detach "$dev"
+	clean a.qcow2
+	attach --lock=none --engine=server a.qcow2
+	expect 0 qemu-img info a.qcow2
+	[ "$(blockdev --getss "$dev")" = 512 ] || fail "default block size"
+	detach "$dev"
+	truncate -s 8M raw
+	image -b raw -F raw over.qcow2
+	forget_backing_format over.qcow2
+	attach --backing-format=raw over.qcow2
+	detach "$dev"
+}
+
+case_usage() {
+	image a.qcow2 8M
+	local args
+	while read -r args; do
+		# shellcheck disable=SC2086
+		expect 2 ublk-qcow2 $args
+		[ ! -s out ] || fail "usage on standard output"
+		says "Try \`ublk-qcow2"
+	done <<-LIST
+
+		bogus
+		--bogus
+		attach
+		attach a b
+		attach --bogus a.qcow2
+		attach --queues=0 a.qcow2
+		attach --queues=65 a.qcow2
+		attach --depth=1025 a.qcow2
+		attach --depth= a.qcow2
+		attach --cache-size=12x a.qcow2
+		attach --cache-size=-1 a.qcow2
+		attach --block-size=1024 a.qcow2
+		attach --discard=maybe a.qcow2
+		attach --engine=fast a.qcow2
+		attach --lock a.qcow2
+		attach --backing-format=vmdk a.qcow2
+		attach --read-only=yes a.qcow2
+		detach
+		detach --all a.qcow2
+		list a.qcow2
+		stats
+		stats --all
+		info
+		info a b
+		map --repair=all a.qcow2
+		check --repair
+		features now
+	LIST
+	expect 1 ublk-qcow2 attach --engine=kernel a.qcow2; one_error; says "not supported by this build"
+	expect 1 ublk-qcow2 attach --engine=uring a.qcow2; one_error; says "not supported by this build"
+	expect 1 ublk-qcow2 attach --snapshot=x a.qcow2; one_error; says "not supported by this build"
+	expect 1 ublk-qcow2 attach --repair=leaks a.qcow2; one_error; says "not supported by this build"
+	for args in attach detach list stats info check map features; do
+		expect 0 ublk-qcow2 $args --help
+		silent
+		prints "Usage: ublk-qcow2 $args"
+		expect 0 ublk-qcow2 help $args
+	done
+	expect 0 ublk-qcow2 --help
+	expect 0 ublk-qcow2 --version
+	prints "ublk-qcow2 "
+	expect 1 bash -c 'ublk-qcow2 --help >/dev/full'
+	says "No space left"
+}
+
+case_unknown_device() {
+	local arg
+	image a.qcow2 8M
+	for arg in /dev/ublkb7 ublkb7 a.qcow2 missing /dev/vda /dev/null .; do
+		expect 1 ublk-qcow2 detach $arg
+		one_error
+		says "is not attached"
+		expect 1 ublk-qcow2 stats $arg
+		one_error
+	done
+	detach --all
+}
+
+# ---- who is in the way ----
+
+refuses_as() {
+	expect 1 ublk-qcow2 detach "$dev"
+	one_error
+	says "ublk-qcow2: $dev: is in use: $1"
+	expect 0 ublk-qcow2 stats "$dev"
+}
+
+case_busy() {
+	local pid loop
+	image a.qcow2 300M
+	mkdir -p mnt
+	attach a.qcow2
+	{ mkfs.ext4 -q "$dev" && mount "$dev" mnt; } || fail "mkfs, mount"
+	refuses_as "mounted on $work/mnt"
+	umount mnt
+	unshare --mount --propagation private bash -c "mount '$dev' mnt && exec sleep 1000" & pid=$!
+	for _ in {1..100}; do grep -q "$dev" /proc/$pid/mountinfo && break; sleep 0.1; done
+	refuses_as "mounted on $work/mnt in the mount namespace of "
+	kill $pid; wait $pid 2>/dev/null
+	sleep 0.5
+	{ mkswap "$dev" >/dev/null 2>&1 && swapon "$dev"; } || fail "swapon"
+	refuses_as "swap area $dev"
+	swapoff "$dev"
+	if dmsetup create clitest --table "0 1024 linear $dev 0" 2>/dev/null; then
+		refuses_as "used by /dev/mapper/clitest"
+		dmsetup remove --retry clitest
+	fi
+	if loop=$(losetup --find --show "$dev" 2>/dev/null); then
+		refuses_as "used by $loop"
+		losetup -d "$loop"
+	fi
+	# shellcheck disable=SC2217
+	sleep 1000 <"$dev" & pid=$!
+	sleep 0.3
+	refuses_as "opened by sleep (pid $pid)"
+	kill $pid; wait $pid 2>/dev/null
+	echo ',' | sfdisk -q "$dev"
+	udevadm settle
+	[ -b "${dev}p1" ] || fail "no partition"
+	{ mkfs.ext4 -q "${dev}p1" && mount "${dev}p1" mnt; } || fail "mkfs, mount of a partition"
+	refuses_as "mounted on $work/mnt"
+	expect 1 ublk-qcow2 detach "${dev}p1"
+	says "is a partition: name the whole device"
+	umount mnt
+	detach "$dev"
+	clean a.qcow2
+}
+
+case_several() {
+	local i
+	for i in 1 2 3 4; do
+		image d$i.qcow2 8M
+		attach --queues=1 d$i.qcow2
+	done
+	local pid
+	# shellcheck disable=SC2217
+	sleep 1000 <"$dev" & pid=$!
+	sleep 0.3
+	expect 0 ublk-qcow2 list --json
+	json 'length == 4 and (map(.device) | . == sort)'
+	expect 1 ublk-qcow2 detach --all
+	says "$dev: is in use: opened by sleep"
+	expect 0 ublk-qcow2 list --json
+	json "length == 1 and .[0].device == \"$dev\""
+	kill $pid; wait $pid 2>/dev/null
+	detach --all
+}
+
+# udev still looks at the device when it is to go again.
+case_at_once() {
+	image a.qcow2 64M
+	for _ in {1..8}; do
+		attach a.qcow2
+		detach "$dev"
+		nothing_left
+	done
+	clean a.qcow2
+}
+
+# ---- processes ----
+
+case_foreground() {
+	local signal pid
+	image a.qcow2 64M
+	for signal in TERM INT; do
+		: >dev
+		# a background job of a script ignores SIGINT from birth: env gives it back
+		env --default-signal=INT ublk-qcow2 attach --foreground a.qcow2 >dev 2>err & pid=$!
+		for _ in {1..100}; do [ -s dev ] && break; sleep 0.1; done
+		dev=$(cat dev)
+		[ -b "$dev" ] || fail "no device"
+		write_pattern "$dev" 3 q
+		kill -$signal $pid
+		wait $pid || fail "ended with $?"
+		[ ! -s err ] || fail "errors"
+		nothing_left
+	done
+	: >dev
+	ublk-qcow2 attach --foreground a.qcow2 >dev 2>err & pid=$!
+	for _ in {1..100}; do [ -s dev ] && break; sleep 0.1; done
+	detach "$(cat dev)"
+	wait $pid || fail "ended with $?"
+	clean a.qcow2
+	ublk-qcow2 attach --foreground missing.qcow2 >dev 2>err && fail "attached"
+	says "missing.qcow2: cannot be opened"
+}
+
+case_background() {
+	local pid
+	image a.qcow2 64M
+	dev=$(ublk-qcow2 attach a.qcow2 2>&1) # returns only if nobody else holds the pipe
+	pid=$(pgrep -x ublk-qcow2)
+	[ "$(readlink "/proc/$pid/cwd")" = / ] || fail "cwd"
+	[ "$(readlink "/proc/$pid/fd/0" "/proc/$pid/fd/1" "/proc/$pid/fd/2" | sort -u)" = /dev/null ] || fail "standard files"
+	[ "$(ps -o sid= -p "$pid" | tr -d ' ')" = "$pid" ] || fail "no session of its own"
+	[ "$(stat -c %a "/run/ublk-qcow2/${dev#/dev/ublkb}")" = 700 ] || fail "run directory's mode"
+	kill -HUP "$pid"
+	kill -USR1 "$pid"
+	sleep 0.5
+	[ -e "/run/ublk-qcow2/${dev#/dev/ublkb}/dump" ] || fail "no dump"
+	write_pattern "$dev" 3 q
+	kill -TERM "$pid"
+	for _ in {1..100}; do [ -d "/proc/$pid" ] || break; sleep 0.1; done
+	nothing_left
+	clean a.qcow2
+	# stray descriptors do not follow
+	exec 7</dev/null
+	attach a.qcow2
+	[[ "$(readlink "/proc/$(pgrep -x ublk-qcow2)/fd/7")" != /dev/null ]] || fail "a stray descriptor"
+	exec 7<&-
+	detach "$dev"
+}
+
+case_killed() {
+	local pid
+	image a.qcow2 64M
+	attach a.qcow2
+	write_pattern "$dev" 3 q
+	pid=$(pgrep -x ublk-qcow2)
+	kill -9 "$pid"
+	for _ in {1..100}; do [ -d "/proc/$pid" ] || break; sleep 0.1; done
+	expect 0 ublk-qcow2 list --json
+	json "length == 1 and .[0].state == \"failed\" and .[0].pid == null and .[0].image == \"$work/a.qcow2\""
+	expect 1 ublk-qcow2 stats "$dev"
+	one_error
+	expect 0 ublk-qcow2 detach "$dev"
+	says "$dev: its process (pid $pid) had died: removed"
+	nothing_left
+	attach a.qcow2
+	kill -9 "$(pgrep -x ublk-qcow2)"
+	sleep 0.5
+	expect 0 ublk-qcow2 detach a.qcow2
+	nothing_left
+	# its number may be somebody else's by now: that device stays
+	attach a.qcow2
+	kill -9 "$(pgrep -x ublk-qcow2)"
+	sleep 0.5
+	cp -r /run/ublk-qcow2 /run/other
+	expect 0 env UBLK_QCOW2_RUNDIR=/run/other ublk-qcow2 detach "$dev"
+	image b.qcow2 64M
+	expect 0 env UBLK_QCOW2_RUNDIR=/run/other ublk-qcow2 attach b.qcow2
+	[ "$(cat out)" = "$dev" ] || fail "another number"
+	expect 0 ublk-qcow2 detach a.qcow2
+	says "had died: removed"
+	write_pattern "$dev" 3 q
+	expect 0 env UBLK_QCOW2_RUNDIR=/run/other ublk-qcow2 detach b.qcow2
+	rmdir /run/other
+	clean b.qcow2
+}
+
+# The process dies with the device half made: what it had is deleted by the one that waits.
+case_died_early() {
+	image a.qcow2 64M
+	# sched_setaffinity: a queue thread starts, after ADD_DEV and before START_DEV
+	expect 1 strace -f -qq -o /dev/null -e trace=sched_setaffinity -e inject=sched_setaffinity:signal=KILL:when=1 \
+		ublk-qcow2 attach a.qcow2
+	one_error
+	says "the device process was killed: Killed; /dev/ublkb0 is removed again"
+	nothing_left
+	attach a.qcow2
+	detach a.qcow2
+	clean a.qcow2
+}
+
+run_cases "$@"
