@@ -204,14 +204,14 @@ static void entry_on_metadata(void **state)
 /* An L1 word changed behind our back after open. */
 static void bad_l1(void **state)
 {
-	static const uint64_t words[] = { QCOW2_COPIED, 1ull << 60 | 4 * CS, 4 * CS + 512, 1ull << 50,
-					  3 * CS };
+	static const uint64_t words[] = { QCOW2_COPIED, 1ull << 60 | 4 * CS, 4 * CS + 512, 1ull << 50, 3 * CS,
+					  5 * CS }; /* the last: data, all zeroes */
 	struct call c;
 	unsigned i;
 
 	for (i = 0; i < COUNT(words); i++) {
 		start(&(struct spec){ 0 });
-		assert_int_equal(do_write(img, 0, CS, 1), 0);
+		assert_int_equal(do_write(img, 0, CS, 0), 0);
 		close_image(img);
 		img = open_image(d, NULL);
 		disk_set_be(d, disk_l1_at(d, 0), words[i], 8);

@@ -294,6 +294,7 @@ static void no_publish_for_waiting_change(void **state)
 	published = 0;
 	settle(img, d);
 	assert_int_equal(job_end(&r), 0);
+	assert_int_equal(published, 0);
 	assert_false(words[0].set);
 	assert_int_equal(withdrawn, 1);
 	drained();

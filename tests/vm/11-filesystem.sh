@@ -120,7 +120,7 @@ case_ext4_over_backing() {
 case_partitions() {
 	image part.qcow2 128M
 	attach part.qcow2
-	printf 'label: gpt\nsize=64M\n\n' | sfdisk -q "$dev" >"$work/out" 2>"$work/err" || fail "sfdisk"
+	printf 'label: gpt\nsize=64M\nsize=32M\n' | sfdisk -q "$dev" >"$work/out" 2>"$work/err" || fail "sfdisk"
 	detach "$dev"
 	attach part.qcow2
 	[ -b "${dev}p2" ] || fail "no partition after attach: $(lsblk "$dev")"

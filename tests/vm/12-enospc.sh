@@ -110,7 +110,7 @@ expect_any() {
 }
 
 case_direct() {
-	small_host 48
+	small_host 96
 	life
 	life -o cluster_size=4k
 	closed_full -o cluster_size=4k
@@ -118,7 +118,7 @@ case_direct() {
 }
 
 case_4k_blocks() {
-	small_host 48 4096
+	small_host 96 4096
 	life -o cluster_size=2M
 	life -o cluster_size=512
 	no_host

@@ -39,8 +39,8 @@ case_read_only() {
 	reads 7 3
 	reads 0 5
 	if writes 1 0 2>"$work/err"; then fail "a write succeeded"; fi
-	expect 1 blkdiscard "$dev"
-	expect 1 blkdiscard -z "$dev"
+	if blkdiscard -q "$dev" 2>"$work/err"; then fail "a discard succeeded"; fi
+	if blkdiscard -z "$dev" 2>"$work/err"; then fail "writing zeroes succeeded"; fi
 	if blockdev --setrw "$dev" 2>"$work/err" && writes 1 0 2>"$work/err"; then fail "a write succeeded after --setrw"; fi
 	sync "$dev"
 	reads 7 0
