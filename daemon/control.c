@@ -232,6 +232,8 @@ int control_run(struct control *c)
 	}
 	rundir_remove(c->dir);
 	answer(c, ret, &err);
+	sd_event_exit(c->event, 0); /* now all connections may be closed */
+	sd_event_loop(c->event);
 	if (!ret && (c->died || loop < 0))
 		ret = -EIO;
 	control_free(c);

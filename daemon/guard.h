@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * guard.h - with QUEUE_GUARD (library daemon-guarded): a queue thread that calls malloc, calloc, realloc, free or
- * pthread_mutex_lock while it serves a mapped request aborts. Without: nothing.
+ * guard.h - with QUEUE_GUARD (library daemon-guarded): a queue thread that calls malloc, calloc, realloc,
+ * free or pthread_mutex_lock while it serves a mapped request aborts. Without: nothing.
  */
 #ifndef DAEMON_GUARD_H
 #define DAEMON_GUARD_H

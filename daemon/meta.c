@@ -149,7 +149,8 @@ static void answer(struct qcow2_req *req, int res)
 	if (!mailbox_put(&home->box, &miss->letter) || home->to_wake)
 		return; /* this turn or an earlier one wakes that queue */
 	home->to_wake = true;
-	ring_no_wait(m->ring, true); /* the image may finish a request and then wait: not before wake_homes() */
+	ring_no_wait(m->ring,
+		     true); /* the image may finish a request and then wait: not before wake_homes() */
 	home->next = m->to_wake;
 	m->to_wake = home;
 }

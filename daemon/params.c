@@ -53,8 +53,9 @@ void device_params(const struct device_shape *s, struct ublk_params *p)
 		.dev_sectors = s->size / s->block_size * (s->block_size / SECTOR),
 	};
 	/*
-	 * At most the logical block size: the kernel checks lengths against it, too. Where a file wants more, a data I/O
-	 * that does not fit fails and goes to the metadata thread. A kernel without this type (before 6.14) masks it out.
+	 * At most the logical block size: the kernel checks lengths against it, too. Where a file wants more,
+	 * a data I/O that does not fit fails and goes to the metadata thread. A kernel without this type
+	 * (before 6.14) masks it out.
 	 */
 	p->dma.alignment = clamp(s->mem_align, SECTOR, s->block_size) - 1;
 	if (s->read_only) {

@@ -11,12 +11,12 @@
  * Invariants:
  * - The hold of a mapped request is taken before the lookup and given back exactly once, when its last data
  * I/O has completed, and never kept while the tag is idle: a drain would wait for the next request.
- * - So every data I/O has a completion of its own, and then COMMIT_AND_FETCH is queued. COMMIT linked behind the data I/O
- *   (IOSQE_IO_LINK) with CQE_SKIP_SUCCESS would show nothing when the data I/O ends. Linked without the skip it costs the
- *   same two io_uring_enter() per request at depth 1, and it is unsafe: a submission that stops between the two SQEs (no
- *   memory for the second) leaves a COMMIT that runs without waiting for its data. Measured on 7.2, thousands of
- *   instructions per 4 KiB (read depth 1, 16, write depth 1, 16): this way 43.7 36.7 45.0 36.2, linked
- *   44.0 38.2 44.0 38.2, linked with the skip 43.0 36.8 44.3 36.3.
+ * - So every data I/O has a completion of its own, and then COMMIT_AND_FETCH is queued. COMMIT linked behind
+ * the data I/O (IOSQE_IO_LINK) with CQE_SKIP_SUCCESS would show nothing when the data I/O ends. Linked
+ * without the skip it costs the same two io_uring_enter() per request at depth 1, and it is unsafe: a
+ * submission that stops between the two SQEs (no memory for the second) leaves a COMMIT that runs without
+ * waiting for its data. Measured on 7.2, thousands of instructions per 4 KiB (read depth 1, 16, write depth
+ * 1, 16): this way 43.7 36.7 45.0 36.2, linked 44.0 38.2 44.0 38.2, linked with the skip 43.0 36.8 44.3 36.3.
  * - A COMMIT always finds an SQE: data I/Os leave room for one per tag.
  * - Nothing here blocks, allocates or locks; buffers are address space whose pages appear when a miss uses
  * them.

@@ -10,10 +10,11 @@
  * - done() is called from poll() only, once, with 0 after every byte was transferred: short transfers,
  * -EAGAIN and -EINTR are resubmitted from io->progress. A read that ends at the end of the file is filled
  * with zeroes.
- * - A write with an fsync behind it (each commit stage of one block) is one submission: two SQEs, IOSQE_IO_LINK.
- * The fsync's result counts only if the write was complete when it started: a short write cancels it and both
- * are started again; a submission that stopped between the two (out of memory) let it run on its own, so it is
- * done again (enum link). Every other chain goes on in user space when its predecessor is complete.
+ * - A write with an fsync behind it (each commit stage of one block) is one submission: two SQEs,
+ * IOSQE_IO_LINK. The fsync's result counts only if the write was complete when it started: a short write
+ * cancels it and both are started again; a submission that stopped between the two (out of memory) let it run
+ * on its own, so it is done again (enum link). Every other chain goes on in user space when its predecessor
+ * is complete.
  * - A file system without FALLOC_FL_ZERO_RANGE gets writes of zeroes instead; edges below the direct I/O
  * alignment are read, changed and written with plain system calls (two blocks at most; the caller holds the
  * range).

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* The debug build's interposed allocator aborts while a mapped request is served, and only then. */
 #include "daemon/guard.h"
+#include "unit.h"
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include "unit.h"
 
 #ifdef QUEUE_GUARD
 static void call(unsigned what)
