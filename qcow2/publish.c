@@ -38,19 +38,26 @@ static void publish_run(struct qcow2_image *img, uint64_t guest, uint64_t end)
 void publish(struct qcow2_image *img, uint64_t start, uint64_t end, const struct range *self)
 {
 	const struct geometry *g = &img->geo;
-	uint64_t span = 1ull << (g->cluster_bits + g->block_bits - 3), around;
+
+	start = cluster_down(g, start);
+	end = cluster_up(g, end);
+	if (img->table.publish && img->mode != MODE_FAILED && !range_changing(img, start, end, self))
+		publish_run(img, start, end);
+}
+
+void publish_around(struct qcow2_image *img, uint64_t start, uint64_t end, const struct range *self)
+{
+	const struct geometry *g = &img->geo;
+	uint64_t span = 1ull << (g->cluster_bits + g->block_bits - 3), around = start & ~(span - 1);
 
 	if (!img->table.publish || img->mode == MODE_FAILED)
 		return;
-	start = cluster_down(g, start);
-	end = cluster_up(g, end);
-	around = start & ~(span - 1);
 	if (!range_changing(img, around, around + span, self)) {
 		publish_run(img, around, min_u64(around + span, last_cluster_end(img)));
 		start = around + span;
 	}
-	if (start < end && !range_changing(img, start, end, self))
-		publish_run(img, start, end);
+	if (start < end)
+		publish(img, start, end, self);
 }
 
 int withdraw(struct qcow2_image *img, uint64_t start, uint64_t end, struct op *op)

@@ -123,7 +123,7 @@ static enum step request_end(struct op *op)
 	int res = op->err;
 
 	if (q->op == QCOW2_READ && !res)
-		publish(r->img, q->off, q->off + q->len, &r->range);
+		publish_around(r->img, q->off, q->off + q->len, &r->range);
 	range_unlock(r->img, &r->range);
 	TAILQ_REMOVE(&r->img->requests, r, link);
 	free(r);

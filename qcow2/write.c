@@ -144,7 +144,7 @@ static enum step write_shared(struct op *op)
 			op_write(op, w->img->file, data_at(w, w->pos), e.len, e.host);
 	}
 	if (!ret)
-		publish(w->img, w->guest, w->end, &w->range);
+		publish_around(w->img, w->guest, w->end, &w->range);
 	if (ret == -EWOULDBLOCK) /* evicted since: a write twice does no harm */
 		w->pos = w->guest;
 	else if (ret)

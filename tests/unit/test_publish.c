@@ -112,15 +112,20 @@ static void assert_word(unsigned c, enum word_kind kind, bool writable)
 	assert_int_equal(words[c].writable, writable);
 }
 
-/* After a write everything around it that the L2 block says is published, with the right place. */
+/* An allocating write publishes what it wrote; a miss that only the table caused publishes what is around, too. */
 static void after_write(void **state)
 {
 	start(&(struct spec){ 0 });
 	assert_int_equal(do_write(img, 4 * CS + 512, CS, 1), 0);
 	assert_word(4, WORD_DATA, true);
 	assert_word(5, WORD_DATA, true);
+	assert_false(words[6].set);
+	reads(img, 20 * CS, CS, 0);
 	assert_word(6, WORD_ZERO, false);
 	assert_word(255, WORD_ZERO, false);
+	words[6].set = words[7].set = false;
+	assert_int_equal(do_write(img, 4 * CS, CS, 2), 0); /* in place */
+	assert_word(7, WORD_ZERO, false);
 	quiesce(img, d);
 	assert_int_equal(words[4].host, disk_host(d, 4 * CS));
 	assert_int_equal(words[5].host, disk_host(d, 5 * CS));
@@ -202,6 +207,7 @@ static void backing(void **state)
 	free(buf);
 	start(&(struct spec){ .backing = "base", .format = "raw" });
 	assert_int_equal(do_write(img, CS, CS, 1), 0);
+	reads(img, 3 * CS, CS, 0);
 	assert_word(0, WORD_DATA, false);
 	assert_int_equal(words[0].file, 1);
 	assert_word(1, WORD_DATA, true);
@@ -309,6 +315,7 @@ static void failed_write(void **state)
 {
 	start(&(struct spec){ 0 });
 	assert_int_equal(do_write(img, 0, CS, 1), 0);
+	reads(img, 8 * CS, CS, 0);
 	assert_word(8, WORD_ZERO, false);
 	disk_fail(d, 1u << HOST_WRITE, -EIO, 1, false);
 	assert_int_equal(do_write(img, 8 * CS, CS, 1), -EIO);
