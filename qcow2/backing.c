@@ -189,13 +189,9 @@ bool chain_has_backing(const struct qcow2_image *img, uint64_t guest)
 	return false;
 }
 
-/* One file's answer; EXT_UNALLOCATED: ask the next one about e->len bytes. */
+/* One file's answer; EXT_UNALLOCATED: ask the next one about e->len bytes. @guest lies inside the file. */
 static int link_lookup(const struct chain_link *l, uint64_t guest, uint64_t len, struct extent *e, struct op *waiter)
 {
-	if (guest >= l->size) { /* shorter than what is above: zeroes, and nothing below shows through */
-		*e = (struct extent){ .kind = EXT_ZERO, .len = len };
-		return 0;
-	}
 	len = min_u64(len, l->size - guest);
 	if (l->img)
 		return map_lookup(l->img, guest, len, e, waiter);
@@ -205,19 +201,18 @@ static int link_lookup(const struct chain_link *l, uint64_t guest, uint64_t len,
 
 int chain_lookup(struct qcow2_image *img, uint64_t guest, uint64_t len, struct chain_extent *out, struct op *waiter)
 {
-	struct extent e = { .len = len };
+	struct extent e = { .kind = EXT_UNALLOCATED, .len = len };
 	unsigned i;
 	int ret;
 
-	for (i = 0; i < img->chain_len; i++) {
+	/* A file that ends before @guest ends the search: zeroes, and nothing below shows through. */
+	for (i = 0; i < img->chain_len && e.kind == EXT_UNALLOCATED && guest < img->chain[i].size; i++) {
 		ret = link_lookup(&img->chain[i], guest, e.len, &e, waiter);
 		if (ret)
 			return ret;
-		if (e.kind != EXT_UNALLOCATED)
-			break;
 	}
-	*out = (struct chain_extent){ .kind = e.kind, .depth = i, .host = e.host, .len = e.len, .clen = e.clen,
-				      .copied = e.copied };
+	*out = (struct chain_extent){ .kind = e.kind, .depth = i - 1, .host = e.host, .len = e.len,
+				      .clen = e.clen, .copied = e.copied, .absent = e.kind == EXT_UNALLOCATED };
 	if (e.kind != EXT_DATA && e.kind != EXT_COMPRESSED)
 		out->kind = EXT_ZERO;
 	return 0;

@@ -447,9 +447,9 @@ int qcow2_map(struct qcow2_image *img, uint64_t guest, struct qcow2_map_extent *
 		.len = l.e.len,
 		.data = l.e.kind != EXT_ZERO,
 		.zero = l.e.kind == EXT_ZERO,
-		.present = l.e.depth < img->chain_len,
+		.present = !l.e.absent,
 		.compressed = l.e.kind == EXT_COMPRESSED,
-		.depth = l.e.depth < img->chain_len ? l.e.depth : img->chain_len - 1,
+		.depth = l.e.depth,
 		.has_host = l.e.kind == EXT_DATA,
 		.host = l.e.host,
 	};

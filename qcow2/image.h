@@ -68,7 +68,8 @@ bool chain_has_backing(const struct qcow2_image *img, uint64_t guest);
 /* What answers a guest range, after walking the chain. */
 struct chain_extent {
 	enum extent_kind kind; /* EXT_DATA, EXT_ZERO or EXT_COMPRESSED */
-	unsigned depth; /* chain index that answered; for zeroes at the chain's end: its length */
+	unsigned depth; /* chain index that answered */
+	bool absent; /* zeroes because no file from there on has anything to say */
 	uint64_t host; /* byte of file @depth for the first byte of the range */
 	uint64_t len;
 	uint32_t clen;
