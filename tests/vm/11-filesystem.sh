@@ -118,9 +118,9 @@ case_ext4_over_backing() {
 
 # A partition table inside: its partitions appear and are usable when attach returns.
 case_partitions() {
-	image part.qcow2 128M
+	image part.qcow2 256M
 	attach part.qcow2
-	printf 'label: gpt\nsize=64M\nsize=32M\n' | sfdisk -q "$dev" >"$work/out" 2>"$work/err" || fail "sfdisk"
+	printf 'label: gpt\nsize=64M\nsize=128M\n' | sfdisk -q "$dev" >"$work/out" 2>"$work/err" || fail "sfdisk"
 	detach "$dev"
 	attach part.qcow2
 	[ -b "${dev}p2" ] || fail "no partition after attach: $(lsblk "$dev")"

@@ -88,25 +88,25 @@ life() { # IMAGE-OPTION...
 	rm "$host/a.qcow2"
 }
 
-# Detached while the host is still full: what was flushed is there, and the image is clean.
+# Detached while the host is still full: what was flushed is there, and the image is clean; if detach said that it could
+# not write everything, clusters may be leaked, but nothing is worse.
 closed_full() {
 	image "$@" "$host/b.qcow2" 256M
 	attach "$host/b.qcow2"
 	write_at 0 8 oflag=direct conv=notrunc,fsync
 	full 3
 	is_refused write_at 16 24 oflag=direct conv=notrunc
-	expect_any ublk-qcow2 detach "$dev"
+	if timeout 60 ublk-qcow2 detach "$dev" >"$work/out" 2>"$work/err"; then
+		clean "$host/b.qcow2"
+	else
+		one_error
+		qemu-img check "$host/b.qcow2" >"$work/out" 2>"$work/err" || [ $? = 3 ] || fail "more than leaks"
+	fi
 	rm "$host/filler"
-	qemu-img check "$host/b.qcow2" >"$work/out" 2>"$work/err" || [ $? = 3 ] || fail "not even leaks only"
 	attach --read-only "$host/b.qcow2"
 	holds 0 8
 	detach "$dev"
 	rm "$host/b.qcow2"
-}
-
-# Succeeds, or says what was lost; never hangs and leaves nothing.
-expect_any() {
-	timeout 60 "$@" >"$work/out" 2>"$work/err" || one_error
 }
 
 case_direct() {

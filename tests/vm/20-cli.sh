@@ -470,4 +470,19 @@ case_died_early() {
 	clean a.qcow2
 }
 
+# Whoever waited for the device went away before it was ready: nobody would know of it, so it goes, too.
+case_caller_gone() {
+	local pid
+	image a.qcow2 64M
+	strace -f -qq -o /dev/null -e trace=sched_setaffinity -e inject=sched_setaffinity:delay_enter=2000000:when=1 \
+		ublk-qcow2 attach a.qcow2 >dev 2>err & pid=$!
+	for _ in {1..100}; do [ -e /dev/ublkc0 ] && break; sleep 0.1; done
+	kill -TERM "$(pgrep -o -x ublk-qcow2)" || fail "nobody waits"
+	wait $pid
+	for _ in {1..100}; do [ -n "$(everything)" ] || break; sleep 0.1; done
+	nothing_left
+	[ ! -s dev ] || fail "a device was printed"
+	clean a.qcow2
+}
+
 run_cases "$@"
