@@ -127,15 +127,11 @@ static void load_done(struct host_io *io, int res)
 {
 	struct block *b = io->owner;
 	struct cache *c = b->cache;
-	struct waitq waiters;
-
 	b->loading = false;
 	b->valid = !res;
-	waitq_init(&waiters);
-	TAILQ_CONCAT(&waiters, &b->waiters, link);
+	waitq_wake(&b->waiters, res); /* they run later, and look again */
 	if (res || b->doomed)
 		block_free(c, b);
-	waitq_wake(&waiters, res);
 	waitq_wake(&c->room, 0);
 }
 
@@ -206,6 +202,15 @@ int cache_get(struct qcow2_image *img, enum block_type type, uint64_t off, struc
 	}
 	*out = b;
 	return 0;
+}
+
+int cache_get_word(struct qcow2_image *img, enum block_type type, uint64_t table, uint64_t index, struct block **out,
+		   uint32_t *in, struct op *waiter)
+{
+	unsigned bits = img->geo.block_bits - 3;
+
+	*in = (uint32_t)(index & ((1u << bits) - 1));
+	return cache_get(img, type, table + ((index >> bits) << img->geo.block_bits), out, waiter);
 }
 
 struct block *cache_insert(struct qcow2_image *img, enum block_type type, uint64_t off, const void *data)

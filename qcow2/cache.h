@@ -31,6 +31,10 @@ void cache_free(struct qcow2_image *img);
  * started) is woken, with the error in op->err if the load fails. -EUCLEAN: it is cached as another type.
  */
 int cache_get(struct qcow2_image *img, enum block_type type, uint64_t off, struct block **out, struct op *waiter);
+/* The same for the block that holds word @index of a table of 8-byte words at @table (L1, L2, refcount table); *in:
+ * the word's index in the block. */
+int cache_get_word(struct qcow2_image *img, enum block_type type, uint64_t table, uint64_t index, struct block **out,
+		   uint32_t *in, struct op *waiter);
 /* Put a block in whose content (block size bytes) is known; NULL: out of memory. Not there yet. */
 struct block *cache_insert(struct qcow2_image *img, enum block_type type, uint64_t off, const void *data);
 void block_pin(struct block *b);

@@ -327,10 +327,11 @@ static size_t stage_writes(const struct commit *c, enum stage s)
 	return n;
 }
 
-/* S1's fdatasync is what orders data before entries, and is all that a FLUSH without changes needs. */
+/* Of the stages after S1: that one is never skipped, its fdatasync orders data before entries and is all that a
+ * FLUSH without changes needs. */
 static bool stage_needed(const struct commit *c, enum stage s)
 {
-	return s == S1_TABLES || stage_writes(c, s);
+	return stage_writes(c, s);
 }
 
 static enum step commit_write_stage(struct op *op)
@@ -434,8 +435,6 @@ static void punch(struct commit *c, struct op *op)
 static enum step commit_end(struct op *op)
 {
 	struct commit *c = of(op);
-	struct waitq waiters;
-
 	c->img->stats.commits++;
 	thaw(c);
 	if (c->failed) {
@@ -446,9 +445,7 @@ static enum step commit_end(struct op *op)
 		tables_durable(c);
 		punch(c, op);
 	}
-	waitq_init(&waiters);
-	TAILQ_CONCAT(&waiters, &c->closing_waiters, link);
-	waitq_wake(&waiters, c->failed);
+	waitq_wake(&c->closing_waiters, c->failed);
 	cache_wake(c->img, c->failed);
 	op->err = 0;
 	op_then(op, commit_apply_lower);

@@ -30,14 +30,6 @@ struct map {
 	void *buf;
 };
 
-static int l1_block(struct qcow2_image *img, uint64_t index, struct block **b, uint32_t *in, struct op *waiter)
-{
-	unsigned bits = img->geo.block_bits - 3;
-
-	*in = (uint32_t)(index & ((1u << bits) - 1));
-	return cache_get(img, BLK_L1, img->hdr.l1_offset + ((index >> bits) << img->geo.block_bits), b, waiter);
-}
-
 /* A host cluster that guest data or a table may lie on. */
 static bool host_valid(const struct qcow2_image *img, uint64_t host)
 {
@@ -57,7 +49,7 @@ static int l2_table(struct qcow2_image *img, uint64_t guest, uint64_t *l2, bool 
 
 	if (index >= img->hdr.l1_entries)
 		return -EUCLEAN;
-	ret = l1_block(img, index, &b, &in, waiter);
+	ret = cache_get_word(img, BLK_L1, img->hdr.l1_offset, index, &b, &in, waiter);
 	if (ret)
 		return ret;
 	if (!l1_decode(&img->geo, table_get(b->data, in), l2, copied) || (*l2 && !host_valid(img, *l2)))
@@ -66,16 +58,6 @@ static int l2_table(struct qcow2_image *img, uint64_t guest, uint64_t *l2, bool 
 		return 0;
 	meta = metamap_get(img->meta, cluster_of(&img->geo, *l2));
 	return meta == META_L2 || meta == META_L2_NEW ? 0 : image_corrupt(img);
-}
-
-static int l2_block(struct qcow2_image *img, uint64_t l2, uint64_t guest, struct block **b, uint32_t *in,
-		    struct op *waiter)
-{
-	unsigned bits = img->geo.block_bits - 3;
-	uint32_t index = l2_index(&img->geo, guest);
-
-	*in = index & ((1u << bits) - 1);
-	return cache_get(img, BLK_L2, l2 + ((uint64_t)(index >> bits) << img->geo.block_bits), b, waiter);
 }
 
 static bool entry_valid(const struct qcow2_image *img, const struct l2_entry *l)
@@ -117,7 +99,7 @@ int map_lookup(struct qcow2_image *img, uint64_t guest, uint64_t len, struct ext
 		*e = (struct extent){ .kind = EXT_UNALLOCATED, .len = min_u64(len, span - (guest & (span - 1))) };
 		return 0;
 	}
-	ret = l2_block(img, l2, guest, &b, &in, waiter);
+	ret = cache_get_word(img, BLK_L2, l2, l2_index(g, guest), &b, &in, waiter);
 	if (ret)
 		return ret == -EUCLEAN ? image_corrupt(img) : ret;
 	first = l2_decode(g, table_get(b->data, in));
@@ -162,7 +144,7 @@ int map_set(struct qcow2_image *img, uint64_t guest, uint64_t n, enum extent_kin
 	if (!ret && (!l2 || !copied))
 		return -EUCLEAN;
 	if (!ret)
-		ret = l2_block(img, l2, guest, &b, &in, waiter);
+		ret = cache_get_word(img, BLK_L2, l2, l2_index(g, guest), &b, &in, waiter);
 	if (ret)
 		return ret;
 	for (i = 0; i < n; i++) {
@@ -231,8 +213,6 @@ int map_prepare(struct qcow2_image *img, uint64_t guest, struct op *waiter)
 
 static enum step table_end(struct map *m, int err)
 {
-	struct waitq waiters;
-
 	if (err && m->run.n) {
 		metamap_set(m->img->meta, m->run.first, META_NONE);
 		commit_lower(m->img, m->run.first, 1);
@@ -240,9 +220,7 @@ static enum step table_end(struct map *m, int err)
 	buf_free(m->buf);
 	m->buf = NULL;
 	m->running = false;
-	waitq_init(&waiters);
-	TAILQ_CONCAT(&waiters, &m->waiters, link);
-	waitq_wake(&waiters, err);
+	waitq_wake(&m->waiters, err);
 	return STEP_DONE;
 }
 
@@ -308,7 +286,7 @@ static enum step table_link(struct op *op)
 	int ret = op->err;
 
 	if (!ret)
-		ret = l1_block(img, m->l1, &b, &in, op);
+		ret = cache_get_word(img, BLK_L1, img->hdr.l1_offset, m->l1, &b, &in, op);
 	if (ret == -EWOULDBLOCK)
 		return STEP_NEXT;
 	if (!ret)

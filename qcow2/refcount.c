@@ -48,16 +48,6 @@ uint64_t refcount_covered(const struct qcow2_image *img)
 	return rt_entries(img) << img->geo.rb_bits;
 }
 
-/* Block of a table of 8-byte words that holds word @index; *in = its index there. */
-static int word_block(struct qcow2_image *img, enum block_type type, uint64_t table, uint64_t index,
-		      struct block **b, uint32_t *in, struct op *waiter)
-{
-	unsigned bits = img->geo.block_bits - 3;
-
-	*in = (uint32_t)(index & ((1u << bits) - 1));
-	return cache_get(img, type, table + ((index >> bits) << img->geo.block_bits), b, waiter);
-}
-
 /* Refcounts per cached block: log2. */
 static unsigned per_block_bits(const struct geometry *g)
 {
@@ -75,7 +65,7 @@ static int rb_block(struct qcow2_image *img, uint64_t cluster, struct block **b,
 
 	if (idx >= rt_entries(img))
 		return -ENOENT;
-	ret = word_block(img, BLK_RT, img->hdr.rt_offset, idx, b, &i, waiter);
+	ret = cache_get_word(img, BLK_RT, img->hdr.rt_offset, idx, b, &i, waiter);
 	if (ret)
 		return ret;
 	if (!rt_decode(g, table_get((*b)->data, i), &rb))
@@ -204,14 +194,10 @@ int refcount_ensure(struct qcow2_image *img, uint64_t cluster, struct op *waiter
 
 static enum step made(struct maker *m, int err)
 {
-	struct waitq waiters;
-
 	buf_free(m->buf);
 	m->buf = NULL;
 	m->running = false;
-	waitq_init(&waiters);
-	TAILQ_CONCAT(&waiters, &m->waiters, link);
-	waitq_wake(&waiters, err);
+	waitq_wake(&m->waiters, err);
 	return STEP_DONE;
 }
 
@@ -277,7 +263,7 @@ static enum step make_link(struct op *op)
 	int ret = op->err;
 
 	if (!ret)
-		ret = word_block(img, BLK_RT, img->hdr.rt_offset, rt_index(&img->geo, m->first), &b, &in, op);
+		ret = cache_get_word(img, BLK_RT, img->hdr.rt_offset, rt_index(&img->geo, m->first), &b, &in, op);
 	if (ret == -EWOULDBLOCK)
 		return STEP_NEXT;
 	if (ret) {
