@@ -30,63 +30,13 @@ struct parse {
 	struct qcow2_error *err;
 };
 
-/* Bytes of the printable character at @s (1..4, UTF-8), 0 if it must be escaped. C1 controls count as
- * control characters: terminals obey them in their two-byte form, too. */
-static size_t printable(const unsigned char *s, size_t len)
-{
-	static const uint32_t smallest[] = { 0, 0, 0xa0, 0x800, 0x10000 };
-	size_t n, i;
-	uint32_t c;
-
-	if (s[0] < 0x80)
-		return s[0] >= 0x20 && s[0] != 0x7f;
-	n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-	if (s[0] < 0xc2 || s[0] > 0xf4 || n > len)
-		return 0;
-	c = s[0] & (0x7fu >> n);
-	for (i = 1; i < n; i++) {
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
-		c = c << 6 | (s[i] & 0x3f);
-	}
-	if (c < smallest[n] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff))
-		return 0;
-	return n;
-}
-
-void escape_name(char *dst, size_t size, const void *src, size_t len)
-{
-	static const char hex[] = "0123456789abcdef";
-	const unsigned char *s = src;
-	size_t at = 0, i = 0, n;
-
-	while (i < len) {
-		n = printable(s + i, len - i);
-		if (size - at <= (n ? n : 4))
-			break;
-		if (n) {
-			memcpy(dst + at, s + i, n);
-			at += n;
-			i += n;
-		} else {
-			dst[at++] = '\\';
-			dst[at++] = 'x';
-			dst[at++] = hex[s[i] >> 4];
-			dst[at++] = hex[s[i] & 15];
-			i++;
-		}
-	}
-	dst[at] = '\0';
-}
-
-/* "NAME: header: what", the name escaped: it may come from another image. */
+/* "NAME: header: what" */
 static int vfail(struct qcow2_error *err, int code, const char *name, const char *fmt, va_list ap)
 {
-	char file[200], what[300];
+	char what[300];
 
-	escape_name(file, sizeof(file), name, strlen(name));
 	vsnprintf(what, sizeof(what), fmt, ap);
-	return qcow2_fail(err, code, "%s: header: %s", file, what);
+	return qcow2_fail(err, code, "%s: header: %s", name, what);
 }
 
 static int fail(struct qcow2_error *err, int code, const char *name, const char *fmt, ...)

@@ -88,8 +88,4 @@ int snapshots_parse(const struct qcow2_header *h, const void *buf, size_t len, u
 const char *table_problem(const struct geometry *g, uint64_t off, uint64_t bytes, uint64_t max,
 			  uint64_t file_size);
 
-/* Copy at most size-1 bytes of src[0..len) to dst with control characters and bytes that are not
- * UTF-8 as \xNN; never cuts inside a character or an escape; always terminated (size > 0). */
-void escape_name(char *dst, size_t size, const void *src, size_t len);
-
 #endif
