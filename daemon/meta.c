@@ -48,7 +48,9 @@ struct meta {
 	/* this thread's */
 	struct letter *backlog;
 	struct home *to_wake;
+	/* what it tells others of the image, before the answers of the same turn */
 	uint64_t commits;
+	bool read_only; /* at first as info has it; an image may become so */
 };
 
 /* ---- opening ---- */
@@ -128,6 +130,7 @@ static int open_image(struct meta *m, struct qcow2_error *err)
 	if (ret)
 		return ret;
 	qcow2_get_info(m->img, &m->info);
+	m->read_only = m->info.read_only;
 	ret = survey_files(m, err);
 	if (ret) {
 		qcow2_close(m->img, NULL);
@@ -213,12 +216,15 @@ static void periodic_commit(struct meta *m)
 	ring_timer(m->ring, COMMIT_MS);
 }
 
-static void publish_stats(struct meta *m)
+static void publish_state(struct meta *m)
 {
 	struct qcow2_stats st;
+	struct qcow2_info now;
 
 	qcow2_get_stats(m->img, &st);
+	qcow2_get_info(m->img, &now);
 	__atomic_store_n(&m->commits, st.commits, __ATOMIC_RELAXED);
+	__atomic_store_n(&m->read_only, now.read_only, __ATOMIC_RELAXED);
 }
 
 static void serve(struct meta *m)
@@ -227,9 +233,9 @@ static void serve(struct meta *m)
 		start_requests(m);
 		fastmap_poll(m->map);
 		qcow2_run(m->img, true);
+		publish_state(m);
 		wake_homes(m);
 		periodic_commit(m);
-		publish_stats(m);
 		if (__atomic_exchange_n(&m->dump, false, __ATOMIC_RELAXED))
 			qcow2_dump(m->img, stderr);
 	}
@@ -318,6 +324,11 @@ int meta_stop(struct meta *m, struct qcow2_error *err)
 const struct qcow2_info *meta_info(const struct meta *m)
 {
 	return &m->info;
+}
+
+bool meta_read_only(const struct meta *m)
+{
+	return __atomic_load_n(&m->read_only, __ATOMIC_RELAXED);
 }
 
 const struct meta_files *meta_files(const struct meta *m)

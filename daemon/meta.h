@@ -46,7 +46,8 @@ int meta_start(struct meta **out, const struct server_options *opt, struct fastm
  */
 int meta_stop(struct meta *m, struct qcow2_error *err);
 
-const struct qcow2_info *meta_info(const struct meta *m);
+const struct qcow2_info *meta_info(const struct meta *m); /* as it was opened */
+bool meta_read_only(const struct meta *m); /* now; any thread */
 const struct meta_files *meta_files(const struct meta *m);
 void meta_commits(const struct meta *m,
 		  struct server_stats *st); /* fills what the library counts; any thread */

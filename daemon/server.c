@@ -186,6 +186,26 @@ static int start_queues(struct server *s, struct qcow2_error *err)
 	return 0;
 }
 
+/*
+ * No scheduler: requests are sorted for a disk below the image file, if at all. With one queue the kernel
+ * would choose mq-deadline, which sends every request through a worker: 5 thousand instructions of 41 at depth
+ * 1, 15 of 37 at depth 16. A preference: without it the device works.
+ */
+static void no_scheduler(const struct server *s)
+{
+	char path[64];
+	ssize_t ignored;
+	int fd;
+
+	snprintf(path, sizeof(path), "/sys/block/ublkb%d/queue/scheduler", s->id);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	ignored = write(fd, "none", 4);
+	(void)ignored;
+	close(fd);
+}
+
 static int start_device(struct server *s, struct qcow2_error *err)
 {
 	int ret = ctrl_start(s->ctrl, s->id), fd;
@@ -193,6 +213,7 @@ static int start_device(struct server *s, struct qcow2_error *err)
 	if (ret < 0)
 		return qcow2_fail(err, ret, "%s: cannot start the device: %s", s->node, strerror(-ret));
 	s->started = true;
+	no_scheduler(s);
 	fd = open_node(s->node, O_RDONLY);
 	if (fd < 0)
 		return qcow2_fail(err, fd, "%s: the device node did not appear: %s", s->node, strerror(-fd));
@@ -338,7 +359,7 @@ uint64_t server_size(const struct server *s)
 
 bool server_read_only(const struct server *s)
 {
-	return meta_info(s->meta)->read_only;
+	return meta_read_only(s->meta);
 }
 
 unsigned server_queues(const struct server *s)
