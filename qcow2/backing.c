@@ -47,7 +47,7 @@ static int chain_add(struct qcow2_image *img, struct chain_link l, struct qcow2_
 
 	for (i = 0; i < img->chain_len; i++)
 		if (img->chain[i].file->dev == l.file->dev && img->chain[i].file->ino == l.file->ino)
-			return qcow2_fail(err, -ELOOP, "%s: backing file loop: it is its own backing file",
+			return qcow2_fail(err, -ELOOP, "%s: is in the chain already: it would be its own backing file",
 					  l.file->path);
 	if (img->chain_len >= QCOW2_MAX_CHAIN)
 		return qcow2_fail(err, -ELOOP, "%s: backing chain is longer than %u files", l.file->path,
@@ -130,6 +130,7 @@ static int open_next(struct qcow2_image *img, struct qcow2_image **from, const s
 		     struct qcow2_error *err)
 {
 	const struct qcow2_opener *o = opt->opener;
+	struct qcow2_error why = { "" }; /* begins with the backing file's name: the user gave another one */
 	struct host_file *file = NULL;
 	enum backing_format format = BACKING_UNKNOWN;
 	char *path = NULL;
@@ -139,18 +140,16 @@ static int open_next(struct qcow2_image *img, struct qcow2_image **from, const s
 		return qcow2_fail(err, -ENOTSUP, "%s: has a backing file, which is not opened here",
 				  (*from)->file->path);
 	ret = backing_of(*from, opt, &path, &format, err);
-	if (!ret)
-		ret = o->open(o->ctx, path, format, &file, err);
-	free(path);
 	if (ret)
 		return ret;
-	if (format == BACKING_RAW)
-		ret = open_raw(img, file, err);
-	else
-		ret = open_qcow2(img, file, opt, err);
+	ret = o->open(o->ctx, path, format, &file, &why);
+	free(path);
 	if (!ret)
-		*from = img->chain[img->chain_len - 1].img;
-	return ret;
+		ret = format == BACKING_RAW ? open_raw(img, file, &why) : open_qcow2(img, file, opt, &why);
+	if (ret)
+		return qcow2_fail(err, ret, "%s: backing file: %s", img->file->path, why.text);
+	*from = img->chain[img->chain_len - 1].img;
+	return 0;
 }
 
 int chain_open(struct qcow2_image *img, const struct qcow2_options *opt, struct qcow2_error *err)

@@ -127,7 +127,7 @@ case_backing() {
 	mkfifo fifo
 	over missing.qcow2 qcow2
 	refused "missing.qcow2: cannot be opened: No such file or directory" over.qcow2
-	refused "missing.qcow2: cannot be opened: No such file or directory" over.qcow2 --read-only
+	refused "over.qcow2: backing file: $PWD/missing.qcow2: cannot be opened: No such file or directory" over.qcow2 --read-only
 	over dir raw
 	refused "dir: is a directory" over.qcow2
 	over fifo raw
