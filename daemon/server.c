@@ -188,21 +188,20 @@ static int start_queues(struct server *s, struct qcow2_error *err)
 
 /*
  * No scheduler: requests are sorted for a disk below the image file, if at all. With one queue the kernel
- * would choose mq-deadline, which sends every request through a worker: 5 thousand instructions of 41 at depth
- * 1, 15 of 37 at depth 16. A preference: without it the device works.
+ * chooses mq-deadline, which sends every request through a worker: 5 thousand instructions of 41 at depth 1,
+ * 15 of 37 at depth 16. A preference: the device works without. Changing it takes some ms, looking does not.
  */
 static void no_scheduler(const struct server *s)
 {
-	char path[64];
-	ssize_t ignored;
+	char path[64], now[256] = "";
 	int fd;
 
 	snprintf(path, sizeof(path), "/sys/block/ublkb%d/queue/scheduler", s->id);
-	fd = open(path, O_WRONLY | O_CLOEXEC);
+	fd = open(path, O_RDWR | O_CLOEXEC);
 	if (fd < 0)
 		return;
-	ignored = write(fd, "none", 4);
-	(void)ignored;
+	if (pread(fd, now, sizeof(now) - 1, 0) > 0 && !strstr(now, "[none]"))
+		(void)!pwrite(fd, "none", 4, 0);
 	close(fd);
 }
 
