@@ -4,13 +4,14 @@
  * allow: the yardstick for what the mapping of a qcow2 image may cost.
  *
  * One queue of 64 tags, one thread, one ring (SINGLE_ISSUER, DEFER_TASKRUN). The driver registers a request's
- * pages as buffer number `tag` (AUTO_BUF_REG); the data SQE reads or writes the O_DIRECT file from there and is
- * linked to COMMIT_AND_FETCH, with no CQE when it succeeds: the thread wakes once per request, or once for
+ * pages as buffer number `tag` (AUTO_BUF_REG); the data SQE reads or writes the O_DIRECT file from there and
+ * is linked to COMMIT_AND_FETCH, with no CQE when it succeeds: the thread wakes once per request, or once for
  * several. When a data I/O fails or is short its link is broken: its CQE comes, the tag is still ours, and
  * the request ends with -EIO.
  *
- * Prints the device's path when it can be used, serves until SIGTERM or SIGINT, then deletes the device. Not
- * a product: no recovery, no discard, one size of everything.
+ * Prints the device's path when it can be used, serves until SIGTERM or SIGINT, then deletes the device.
+ * Exits with 77 where the kernel has no such zero copy. Not a product: no recovery, no discard, one size of
+ * everything.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -28,6 +29,7 @@
 #define DEPTH 64u
 #define MAX_IO (512u << 10)
 #define BLOCK_SHIFT 12 /* logical blocks of 4096 bytes: what the file below takes */
+#define NO_ZERO_COPY 77 /* exit status: the kernel cannot */
 #define FEATURES (UBLK_F_SUPPORT_ZERO_COPY | UBLK_F_AUTO_BUF_REG | UBLK_F_CMD_IOCTL_ENCODE)
 
 enum { FILE_DATA, FILE_CHAR }; /* the ring's file table */
@@ -248,10 +250,12 @@ static void add_device(struct control *c, uint64_t size)
 		.ublksrv_pid = getpid(),
 	};
 	ret = command(c, UBLK_U_CMD_ADD_DEV, &c->info, sizeof(c->info), 0);
+	if (ret == -EINVAL || (!ret && (c->info.flags & FEATURES) != FEATURES)) {
+		command(c, UBLK_U_CMD_DEL_DEV, NULL, 0, 0);
+		exit(NO_ZERO_COPY);
+	}
 	if (ret)
 		die("ADD_DEV", ret);
-	if ((c->info.flags & FEATURES) != FEATURES)
-		die("ADD_DEV: zero copy", EOPNOTSUPP);
 	ret = command(c, UBLK_U_CMD_SET_PARAMS, &params, sizeof(params), 0);
 	if (ret)
 		die("SET_PARAMS", ret);
