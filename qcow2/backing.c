@@ -47,7 +47,7 @@ static int chain_add(struct qcow2_image *img, struct chain_link l, struct qcow2_
 
 	for (i = 0; i < img->chain_len; i++)
 		if (img->chain[i].file->dev == l.file->dev && img->chain[i].file->ino == l.file->ino)
-			return qcow2_fail(err, -ELOOP, "%s: is in the chain already: it would be its own backing file",
+			return qcow2_fail(err, -ELOOP, "%s: loop: it is in the chain already",
 					  l.file->path);
 	if (img->chain_len >= QCOW2_MAX_CHAIN)
 		return qcow2_fail(err, -ELOOP, "%s: backing chain is longer than %u files", l.file->path,
