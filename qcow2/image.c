@@ -25,19 +25,15 @@
 
 static enum step mode_noop(struct op *op)
 {
-	free(op);
 	return STEP_DONE;
 }
 
 /* Withdraw everything without waiting: what is in flight may still end. */
 static void withdraw_all(struct qcow2_image *img)
 {
-	struct op *op;
+	struct op *op = &img->mode_op;
 
-	if (!img->table.withdraw)
-		return;
-	op = calloc(1, sizeof(*op));
-	if (!op)
+	if (!img->table.withdraw || op->rq) /* once is enough: nothing writable is published after it */
 		return;
 	op_init(op, img->run);
 	op_then(op, mode_noop);

@@ -28,6 +28,7 @@ struct qcow2_image {
 	struct runq rq; /* op.c; of the top image: serves the whole chain */
 	struct runq *run; /* the top image's rq */
 	enum image_mode mode; /* image.c only */
+	struct op mode_op; /* image.c: waits for the drain when the mode drops; part of the image, so it cannot fail */
 	bool lost; /* an fsync failed: no FLUSH may succeed any more */
 	enum qcow2_discard discard;
 
