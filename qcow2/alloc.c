@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include "alloc.h"
+#include "journal.h"
 #include "metamap.h"
 #include "refcount.h"
 
@@ -112,6 +113,7 @@ int alloc_clusters(struct qcow2_image *img, uint64_t want, struct cluster_run *r
 	}
 	if (!n)
 		return ret;
+	journal_alloc(img, first, n);
 	run->first = first;
 	run->n = n;
 	run->fresh = !img->file->fixed_size && first >= a->end;

@@ -13,9 +13,12 @@
 #include <string.h>
 #include "cache.h"
 #include "commit.h"
+#include "journal.h"
 
 #define CACHE_DEFAULT_BYTES (2u << 20)
 #define CACHE_MIN_BLOCKS 64u
+#define CACHE_CLEAN_BLOCKS 16u /* so few clean ones are not evicted */
+#define CACHE_SPARE_BLOCKS 64u /* beyond the size, for who cannot wait */
 
 struct cache {
 	struct qcow2_image *img;
@@ -107,16 +110,24 @@ void cache_free(struct qcow2_image *img)
 	img->cache = NULL;
 }
 
-/* Make room for one more block; false: every block is in use. */
-static bool evict(struct cache *c)
+/*
+ * Make room for one more block below @max; false: so many are in use, dirty or being written, that the few others
+ * would only push each other out: looking up one refcount takes two blocks at a time.
+ */
+static bool evict(struct cache *c, unsigned max)
 {
-	struct block *b;
+	struct block *b, *oldest = NULL;
+	unsigned clean = 0;
 
-	if (c->count < c->max)
+	if (c->count < max)
 		return true;
 	TAILQ_FOREACH_REVERSE(b, &c->lru, lru, lru) {
-		if (!b->dirty && !b->pins && !b->loading) {
-			block_free(c, b);
+		if (b->dirty || b->pins || b->loading)
+			continue;
+		if (!oldest)
+			oldest = b;
+		if (++clean > CACHE_CLEAN_BLOCKS) {
+			block_free(c, oldest);
 			return true;
 		}
 	}
@@ -161,9 +172,11 @@ static int load(struct qcow2_image *img, enum block_type type, uint64_t off, str
 {
 	struct cache *c = img->cache;
 	struct block *b;
+	/* A commit must get on even if everything is dirty: it is what makes room. So must readers of an image that
+	 * no commit will clean any more. */
+	bool must = commit_owns(img, waiter) || (img->mode != MODE_RW && c->dirty);
 
-	/* A commit must get on even if everything is dirty: it is what makes room. */
-	if (!evict(c) && !commit_owns(img, waiter)) {
+	if (!evict(c, c->max + (must ? CACHE_SPARE_BLOCKS : 0)) && !must) {
 		op_wait(&c->room, waiter);
 		commit_start(img);
 		return -EWOULDBLOCK;
@@ -248,6 +261,17 @@ void block_dirty(struct qcow2_image *img, struct block *b)
 	TAILQ_INSERT_TAIL(&c->dirty_list, b, dirty_link);
 	if (c->dirty > cache_dirty_limit(img))
 		commit_start(img);
+}
+
+void block_store64(struct qcow2_image *img, struct block *b, uint32_t at, uint64_t raw)
+{
+	uint64_t *word = (uint64_t *)((char *)b->data + at);
+
+	if (*word != raw) {
+		journal_word(img, b->type, b->off + at, *word, raw);
+		*word = raw;
+	}
+	block_dirty(img, b);
 }
 
 void cache_drop(struct qcow2_image *img, uint64_t off, uint64_t len)

@@ -39,8 +39,11 @@ int cache_get_word(struct qcow2_image *img, enum block_type type, uint64_t table
 struct block *cache_insert(struct qcow2_image *img, enum block_type type, uint64_t off, const void *data);
 void block_pin(struct block *b);
 void block_unpin(struct block *b);
-/* Mark as changed in the open generation. */
+/* Mark as changed in the open generation (again: after a failed commit). */
 void block_dirty(struct qcow2_image *img, struct block *b);
+/* Change 8 bytes (as they lie in the file) at @at in the block, in the open generation: the only way a cached block
+ * changes, as the journal must know. */
+void block_store64(struct qcow2_image *img, struct block *b, uint32_t at, uint64_t raw);
 /* Forget every block of the range, dirty or not: its clusters are no longer metadata. */
 void cache_drop(struct qcow2_image *img, uint64_t off, uint64_t len);
 /* The dirty list handed to a commit: calls fn for each block and clears its dirty flag. */

@@ -52,6 +52,17 @@ void check_error(struct check *c, uint64_t n, const char *fmt, ...)
 	va_end(ap);
 }
 
+void check_blind(struct check *c, uint64_t n, const char *fmt, ...)
+{
+	va_list ap;
+
+	c->res->errors += n;
+	c->blind += n;
+	va_start(ap, fmt);
+	report(c, true, fmt, ap);
+	va_end(ap);
+}
+
 void check_leak(struct check *c, uint64_t n, const char *fmt, ...)
 {
 	va_list ap;
@@ -96,9 +107,10 @@ int check_count(struct check *c, uint64_t off, uint64_t len, uint64_t n, bool me
 	if (!len)
 		return 0;
 	if (!ok) {
-		check_error(c, n,
+		check_blind(c, n,
 			    "0x%" PRIx64 " bytes at 0x%" PRIx64 " are referenced beyond the end of the file",
 			    len, off);
+		c->beyond = min_u64(c->beyond, off);
 		return 0;
 	}
 	last = cluster_of(g, off + len - 1);
@@ -107,9 +119,11 @@ int check_count(struct check *c, uint64_t off, uint64_t len, uint64_t n, bool me
 	for (cl = cluster_of(g, off); cl <= last; cl++) {
 		if (counters_add(&c->refs, cl, n, &lost) || (meta && counters_add(&c->meta, cl, n, &ignored)))
 			return check_nomem(c);
-		if (lost)
-			check_error(c, lost, "cluster %" PRIu64 ": more references than a refcount can hold",
-				    cl);
+		if (!lost)
+			continue;
+		check_error(c, lost, "cluster %" PRIu64 ": more references than a refcount can hold", cl);
+		if (counters_add(&c->over, cl, lost, &ignored))
+			return check_nomem(c);
 	}
 	return 0;
 }
@@ -124,7 +138,7 @@ struct refcount_piece {
 };
 
 /* Refcounts of one piece as they are stored; NULL: all zero. */
-static const void *load_piece(struct check *c, uint64_t off)
+static void *load_piece(struct check *c, uint64_t off)
 {
 	uint32_t size = c->hdr.geo.block_size;
 	struct refcount_piece *p = &c->pieces[(off >> c->hdr.geo.block_bits) % PIECES];
@@ -144,15 +158,21 @@ static const void *load_piece(struct check *c, uint64_t off)
 	return p->bytes;
 }
 
-/*
- * The piece of a refcount block that holds @cluster's refcount: *piece as load_piece() has it, *index
- * within it. False: the refcount block is misplaced.
- */
-static bool find_piece(struct check *c, uint64_t cluster, const void **piece, uint32_t *index)
+static unsigned piece_bits(const struct geometry *g)
+{
+	return g->block_bits + 3 - g->refcount_order;
+}
+
+uint64_t check_per_piece(const struct check *c)
+{
+	return 1ull << piece_bits(&c->hdr.geo);
+}
+
+bool check_piece(struct check *c, uint64_t cluster, void **piece, uint64_t *off, uint32_t *index)
 {
 	const struct geometry *g = &c->hdr.geo;
 	uint64_t rti = rt_index(g, cluster), rb = 0;
-	unsigned per_piece = g->block_bits + 3 - g->refcount_order;
+	unsigned per_piece = piece_bits(g);
 	uint32_t i = rb_index(g, cluster);
 
 	*piece = NULL;
@@ -163,17 +183,19 @@ static bool find_piece(struct check *c, uint64_t cluster, const void **piece, ui
 	rt_decode(g, table_get(c->rt, (uint32_t)rti), &rb);
 	if (!cluster_aligned(g, rb))
 		return false;
+	*off = rb + ((uint64_t)(i >> per_piece) << g->block_bits);
 	if (rb)
-		*piece = load_piece(c, rb + ((uint64_t)(i >> per_piece) << g->block_bits));
+		*piece = load_piece(c, *off);
 	return true;
 }
 
 bool check_stored(struct check *c, uint64_t cluster, uint64_t *refcount)
 {
-	const void *piece;
 	uint32_t index;
+	uint64_t off;
+	void *piece;
 
-	if (!find_piece(c, cluster, &piece, &index))
+	if (!check_piece(c, cluster, &piece, &off, &index))
 		return false;
 	*refcount = piece ? refcount_decode(&c->hdr.geo, piece, index) : 0;
 	return true;
@@ -181,21 +203,22 @@ bool check_stored(struct check *c, uint64_t cluster, uint64_t *refcount)
 
 /* ---- comparing ---- */
 
-/* The refcount agrees; is the cluster metadata that something else uses, too? */
-static void judge_overlap(struct check *c, uint64_t cl, uint64_t refs)
+/* Is the cluster metadata that something else uses, too? */
+static bool overlaps(const struct check *c, uint64_t cl, uint64_t refs)
 {
 	uint64_t l2 = counters_get(&c->l2, cl);
 
 	if (refs < 2 || refs == c->hdr.geo.refcount_max)
-		return;
-	if (counters_get(&c->meta, cl) || (l2 && l2 != refs))
-		check_error(c, 1, "cluster %" PRIu64 " holds metadata and is referenced %" PRIu64 " times",
-			    cl, refs);
+		return false;
+	return counters_get(&c->meta, cl) || (l2 && l2 != refs);
 }
 
 static void compare_one(struct check *c, uint64_t cl, uint64_t stored)
 {
 	uint64_t refs = counters_get(&c->refs, cl);
+	bool overlap = overlaps(c, cl, refs);
+
+	c->overlaps += overlap;
 
 	if (stored || refs)
 		c->res->image_end = (cl + 1) << c->hdr.geo.cluster_bits;
@@ -205,11 +228,12 @@ static void compare_one(struct check *c, uint64_t cl, uint64_t stored)
 	else if (stored > refs)
 		check_leak(c, 1, "cluster %" PRIu64 ": refcount %" PRIu64 ", but %" PRIu64 " references", cl,
 			   stored, refs);
-	else
-		judge_overlap(c, cl, refs);
+	else if (overlap)
+		check_error(c, 1, "cluster %" PRIu64 " holds metadata and is referenced %" PRIu64 " times",
+			    cl, refs);
 }
 
-static bool all_zero(const void *piece, uint32_t bytes)
+bool check_all_zero(const void *piece, uint32_t bytes)
 {
 	const char *p = piece;
 
@@ -219,20 +243,21 @@ static bool all_zero(const void *piece, uint32_t bytes)
 static void compare(struct check *c)
 {
 	const struct geometry *g = &c->hdr.geo;
-	uint64_t per_piece = 1ull << (g->block_bits + 3 - g->refcount_order);
-	uint64_t base, end, cl;
-	const void *piece;
+	uint64_t per_piece = check_per_piece(c), base, end, cl, off;
 	uint32_t index;
+	void *piece;
 
 	for (base = 0; base < c->nb_clusters; base = end) {
 		end = min_u64(base + per_piece, c->nb_clusters);
 		check_progress(c, c->nb_clusters + base, 2 * c->nb_clusters);
-		if (!find_piece(c, base, &piece, &index))
+		if (!check_piece(c, base, &piece, &off, &index))
 			check_error(c, 1, "clusters %" PRIu64 " to %" PRIu64 ": the refcounts cannot be read",
 				    base, end - 1);
-		else if (all_zero(piece, g->block_size))
-			for (cl = base; counters_next(&c->refs, &cl, end); cl++)
+		else if (check_all_zero(piece, g->block_size))
+			for (cl = base; counters_next(&c->refs, &cl, end); cl++) {
+				c->refcounts_bad |= !piece;
 				compare_one(c, cl, 0);
+			}
 		else
 			for (cl = base; cl < end; cl++)
 				compare_one(c, cl, refcount_decode(g, piece, (uint32_t)(cl - base)));
@@ -250,7 +275,7 @@ static int gate(struct check *c)
 	return header_gate(&h, true, c->file->path, c->err);
 }
 
-static int load_header(struct check *c)
+int check_header(struct check *c)
 {
 	const char *path = c->file->path;
 	uint8_t first[4096];
@@ -258,6 +283,7 @@ static int load_header(struct check *c)
 	void *buf;
 	int ret;
 
+	escape_name(c->name, sizeof(c->name), path, strlen(path));
 	ret = c->file->ops->size(c->file, &c->file_size);
 	if (ret)
 		return qcow2_fail(c->err, ret, "%s: cannot find its size: %s", c->name, strerror(-ret));
@@ -298,10 +324,13 @@ static int prepare(struct check *c)
 		return check_nomem(c);
 	/* A compressed extent may touch one cluster past the end, an unaligned one another. */
 	limit = c->nb_clusters + 2;
+	c->beyond = UINT64_MAX;
 	if (counters_init(&c->refs, limit, g->refcount_max, &c->budget) ||
 	    counters_init(&c->meta, limit, UINT64_MAX, &c->budget) ||
 	    counters_init(&c->l2, limit, UINT64_MAX, &c->budget) ||
-	    counters_init(&c->l2_active, limit, UINT64_MAX, &c->budget))
+	    counters_init(&c->l2_active, limit, UINT64_MAX, &c->budget) ||
+	    counters_init(&c->over, limit, UINT64_MAX, &c->budget) ||
+	    counters_init(&c->spared, limit, UINT64_MAX, &c->budget))
 		return check_nomem(c);
 	return check_read(c, c->rt, rt_bytes, c->hdr.rt_offset, "the refcount table");
 }
@@ -323,26 +352,39 @@ static int check_all(struct check *c)
 	return ret ? ret : c->failed;
 }
 
+int check_run(struct check *c)
+{
+	int ret;
+
+	memset(c->res, 0, sizeof(*c->res));
+	ret = check_header(c);
+	if (!ret)
+		ret = prepare(c);
+	return ret ? ret : check_all(c);
+}
+
+void check_end(struct check *c)
+{
+	counters_free(&c->moving);
+	counters_free(&c->stuck);
+	counters_free(&c->spared);
+	counters_free(&c->over);
+	counters_free(&c->l2_active);
+	counters_free(&c->l2);
+	counters_free(&c->meta);
+	counters_free(&c->refs);
+	free(c->pieces);
+	free(c->chunk);
+	free(c->rt);
+	free(c->snapshots);
+}
+
 int qcow2_check(struct host_file *file, const struct check_callbacks *cb, struct check_result *res,
 		struct qcow2_error *err)
 {
 	struct check c = { .file = file, .cb = cb, .res = res, .err = err };
-	int ret;
+	int ret = check_run(&c);
 
-	memset(res, 0, sizeof(*res));
-	escape_name(c.name, sizeof(c.name), file->path, strlen(file->path));
-	ret = load_header(&c);
-	if (!ret)
-		ret = prepare(&c);
-	if (!ret)
-		ret = check_all(&c);
-	counters_free(&c.l2_active);
-	counters_free(&c.l2);
-	counters_free(&c.meta);
-	counters_free(&c.refs);
-	free(c.pieces);
-	free(c.chunk);
-	free(c.rt);
-	free(c.snapshots);
+	check_end(&c);
 	return ret;
 }

@@ -2,7 +2,7 @@
 /*
  * check_impl.h - what the three files of the checker share: check.c (set-up, stored refcounts, the
  * comparison), check_refs.c (L1 and L2 tables), check_meta.c (snapshot table, refcount table, LUKS
- * header, bitmaps).
+ * header, bitmaps). repair.c works on what they found.
  */
 #ifndef QCOW2_CHECK_IMPL_H
 #define QCOW2_CHECK_IMPL_H
@@ -41,14 +41,34 @@ struct check {
 	struct refcount_piece *pieces;
 	void *chunk; /* CHECK_CHUNK bytes, for the one table that is being read */
 	uint64_t findings[2]; /* reported so far: leaks, errors */
+
+	/* for repair.c */
+	bool spare_refcounts; /* in: refcount table and blocks are no references, they are in .spared */
+	struct counters spared;
+	struct counters over; /* references that .refs cannot hold */
+	struct counters stuck, moving; /* repair_tables.c, repair_move.c */
+	uint64_t blind; /* of the errors: may hide references */
+	uint64_t overlaps; /* clusters with metadata and something else */
+	uint64_t copied_missing; /* of the errors: COPIED is not set where the refcount is one */
+	uint64_t beyond; /* lowest host offset of what is referenced beyond the end of the file */
+	bool refcounts_bad; /* the refcount table or a block is misplaced, shared or missing */
+
 	int failed; /* -errno: a refcount block could not be read */
 };
 
 /* Count @n errors (leaks) and report them as one finding. */
 void check_error(struct check *c, uint64_t n, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+/* An error that may hide references: what is not referenced may still be needed. */
+void check_blind(struct check *c, uint64_t n, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void check_leak(struct check *c, uint64_t n, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void check_progress(struct check *c, uint64_t done, uint64_t total);
 int check_nomem(struct check *c);
+
+/* The whole check. .file, .res, .err and perhaps .cb are set, the rest is zero; check_end() in any case. */
+int check_run(struct check *c);
+/* Its first step: .name, .file_size and .hdr. */
+int check_header(struct check *c);
+void check_end(struct check *c);
 
 /* Read, with a message on failure. 0 or -errno. */
 int check_read(struct check *c, void *buf, uint64_t len, uint64_t off, const char *what);
@@ -62,6 +82,16 @@ int check_count(struct check *c, uint64_t off, uint64_t len, uint64_t n, bool me
 
 /* The stored refcount of a cluster. False: nobody can know, its refcount block is misplaced. */
 bool check_stored(struct check *c, uint64_t cluster, uint64_t *refcount);
+
+/*
+ * The stored refcounts that lie together in the file, a piece of block_size bytes at most: *piece (NULL: all
+ * zero; valid until the next call) and where it lies, *index of the refcount of @cluster in it.
+ * False: misplaced.
+ */
+bool check_piece(struct check *c, uint64_t cluster, void **piece, uint64_t *off, uint32_t *index);
+/* Refcounts in a piece; the first one is that of a multiple of this number. */
+uint64_t check_per_piece(const struct check *c);
+bool check_all_zero(const void *piece, uint32_t bytes);
 
 /*
  * Tables that may overlap each other in a hostile image: [off, off + bytes), 8-byte entries. Every

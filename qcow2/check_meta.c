@@ -66,7 +66,7 @@ static int bitmap_table_word(struct check *c, uint64_t word, uint64_t n, uint64_
 	uint64_t host = word & QCOW2_BITMAP_OFFSET_MASK;
 
 	if (word & QCOW2_BITMAP_RESERVED || !cluster_aligned(&c->hdr.geo, host)) {
-		check_error(c, n, "bitmap table entry 0x%016" PRIx64 " is invalid", word);
+		check_blind(c, n, "bitmap table entry 0x%016" PRIx64 " is invalid", word);
 		return 0;
 	}
 	return host ? check_count(c, host, c->hdr.geo.cluster_size, n, true, NULL) : 0;
@@ -117,20 +117,20 @@ static uint32_t bitmap_tables(struct check *c, const uint8_t *dir, struct region
 	for (i = 0; i < h->nb_bitmaps; i++) {
 		d = (const void *)(dir + pos);
 		if (!bitmap_entry(c, dir, h->bitmap_dir_size, &pos, &r[nr])) {
-			check_error(c, 1, "bitmap directory: entry %" PRIu32 " is invalid", i);
+			check_blind(c, 1, "bitmap directory: entry %" PRIu32 " is invalid", i);
 			return nr;
 		}
 		if (!bitmap_fits(c, d))
-			check_error(c, 1, "bitmap directory: entry %" PRIu32 " does not fit the disk's size",
+			check_blind(c, 1, "bitmap directory: entry %" PRIu32 " does not fit the disk's size",
 				    i);
 		if (table_problem(&h->geo, r[nr].off, r[nr].bytes, UINT64_MAX, c->file_size))
-			check_error(c, 1,
+			check_blind(c, 1,
 				    "bitmap directory: the table of entry %" PRIu32 " is beyond the file", i);
 		else
 			nr++;
 	}
 	if (pos != h->bitmap_dir_size)
-		check_error(c, 1, "bitmap directory: %" PRIu64 " bytes follow the last entry",
+		check_blind(c, 1, "bitmap directory: %" PRIu64 " bytes follow the last entry",
 			    h->bitmap_dir_size - pos);
 	return nr;
 }
@@ -161,6 +161,27 @@ static int check_bitmaps(struct check *c)
 
 /* ---- refcount structures ---- */
 
+/* A refcount table or block that cannot be trusted: an error, and one more reason to rebuild them. */
+static void refcounts_bad(struct check *c, const char *what, uint32_t index, uint64_t at)
+{
+	c->refcounts_bad = true;
+	check_error(c, 1, "refcount block %" PRIu32 " (0x%" PRIx64 ") %s", index, at, what);
+}
+
+/* Count a cluster of the refcount structures. */
+static int count_refcounts(struct check *c, uint64_t off, uint64_t len)
+{
+	const struct geometry *g = &c->hdr.geo;
+	uint64_t cl, ignored;
+
+	if (!c->spare_refcounts)
+		return check_count(c, off, len, 1, true, NULL);
+	for (cl = cluster_of(g, off); cl <= cluster_of(g, off + len - 1); cl++)
+		if (counters_add(&c->spared, cl, 1, &ignored))
+			return check_nomem(c);
+	return 0;
+}
+
 static int check_refcount_block(struct check *c, uint32_t index)
 {
 	const struct geometry *g = &c->hdr.geo;
@@ -170,21 +191,34 @@ static int check_refcount_block(struct check *c, uint32_t index)
 	if (!word)
 		return 0;
 	if (!rt_decode(g, word, &rb)) {
+		c->refcounts_bad = true;
 		check_error(c, 1, "refcount table entry %" PRIu32 " (0x%016" PRIx64 ") is invalid", index,
 			    word);
 		return 0;
 	}
 	if (cluster_of(g, rb) >= c->nb_clusters) {
-		check_error(c, 1, "refcount block %" PRIu32 " (0x%" PRIx64 ") is beyond the end of the file",
-			    index, rb);
+		refcounts_bad(c, "is beyond the end of the file", index, rb);
 		return 0;
 	}
-	ret = check_count(c, rb, g->cluster_size, 1, true, NULL);
-	if (!ret && counters_get(&c->refs, cluster_of(g, rb)) != 1)
-		check_error(c, 1,
-			    "refcount block %" PRIu32 " (0x%" PRIx64 ") is also used for something else",
-			    index, rb);
-	return ret;
+	ret = count_refcounts(c, rb, g->cluster_size);
+	if (ret || c->spare_refcounts)
+		return ret;
+	if (counters_get(&c->refs, cluster_of(g, rb)) != 1)
+		refcounts_bad(c, "is also used for something else", index, rb);
+	else if (counters_get(&c->over, cluster_of(g, rb)))
+		c->refcounts_bad = true;
+	return 0;
+}
+
+/* All references are counted: has the refcount table its clusters for itself? */
+static void judge_refcount_table(struct check *c)
+{
+	const struct geometry *g = &c->hdr.geo;
+	uint64_t cl = cluster_of(g, c->hdr.rt_offset), end = cl + c->hdr.rt_clusters;
+
+	for (; cl < end; cl++)
+		if (counters_get(&c->refs, cl) != 1 || counters_get(&c->over, cl))
+			c->refcounts_bad = true;
 }
 
 int check_metadata(struct check *c)
@@ -196,12 +230,14 @@ int check_metadata(struct check *c)
 	check_snapshot_entries(c);
 	ret = check_count(c, h->snapshots_offset, c->snapshots_bytes, 1, true, NULL);
 	if (!ret)
-		ret = check_count(c, h->rt_offset, c->rt_entries * 8ull, 1, true, NULL);
+		ret = count_refcounts(c, h->rt_offset, c->rt_entries * 8ull);
 	if (!ret)
 		ret = check_count(c, h->crypto_offset, h->crypto_length, 1, true, NULL);
 	if (!ret)
 		ret = check_bitmaps(c);
 	for (i = 0; !ret && i < c->rt_entries; i++)
 		ret = check_refcount_block(c, i);
+	if (!ret)
+		judge_refcount_table(c);
 	return ret;
 }

@@ -133,6 +133,7 @@ static void judge_copied(struct check *c, const char *what, uint64_t word, uint6
 
 	if (!n || !check_stored(c, cluster_of(&c->hdr.geo, host), &refcount) || (refcount == 1) == copied)
 		return;
+	c->copied_missing += copied ? 0 : n;
 	check_error(c, n, "%s entry 0x%016" PRIx64 ": COPIED is %s but the refcount is %" PRIu64, what, word,
 		    copied ? "set" : "not set", refcount);
 }
@@ -148,10 +149,10 @@ static int l1_word(struct check *c, uint64_t word, uint64_t n, uint64_t n_active
 
 	l1_decode(g, word, &l2, &copied);
 	if (word & QCOW2_L1_RESERVED)
-		check_error(c, n, "L1 entry 0x%016" PRIx64 ": reserved bits are set", word);
+		check_blind(c, n, "L1 entry 0x%016" PRIx64 ": reserved bits are set", word);
 	if (!l2) {
 		if (!(word & QCOW2_L1_RESERVED))
-			check_error(c, n, "L1 entry 0x%016" PRIx64 ": COPIED without an L2 table", word);
+			check_blind(c, n, "L1 entry 0x%016" PRIx64 ": COPIED without an L2 table", word);
 		return 0;
 	}
 	judge_copied(c, "L1", word, l2, copied, n_active);
@@ -159,7 +160,7 @@ static int l1_word(struct check *c, uint64_t word, uint64_t n, uint64_t n_active
 	if (ret)
 		return ret;
 	if (!cluster_aligned(g, l2)) {
-		check_error(c, n, "L1 entry 0x%016" PRIx64 ": L2 table is not cluster aligned", word);
+		check_blind(c, n, "L1 entry 0x%016" PRIx64 ": L2 table is not cluster aligned", word);
 		return 0;
 	}
 	if (!inside)
@@ -176,7 +177,7 @@ static int compressed_word(struct check *c, uint64_t word, const struct l2_entry
 			   uint64_t n_active)
 {
 	if (word & QCOW2_COPIED)
-		check_error(c, n, "L2 entry 0x%016" PRIx64 ": a compressed cluster with COPIED set", word);
+		check_blind(c, n, "L2 entry 0x%016" PRIx64 ": a compressed cluster with COPIED set", word);
 	c->res->allocated += n_active;
 	c->res->compressed += n_active;
 	return check_count(c, e->host, e->clen, n, false, NULL);
@@ -188,13 +189,13 @@ static int standard_word(struct check *c, uint64_t word, const struct l2_entry *
 	const struct geometry *g = &c->hdr.geo;
 
 	if (word & QCOW2_L2_RESERVED)
-		check_error(c, n, "L2 entry 0x%016" PRIx64 ": reserved bits are set", word);
+		check_blind(c, n, "L2 entry 0x%016" PRIx64 ": reserved bits are set", word);
 	else if (word & QCOW2_L2_ZERO && g->version < 3)
 		check_error(c, n, "L2 entry 0x%016" PRIx64 ": zero flag in a version 2 image", word);
 	if (!e->host)
 		return 0;
 	if (!cluster_aligned(g, e->host))
-		check_error(c, n, "L2 entry 0x%016" PRIx64 ": cluster is not aligned", word);
+		check_blind(c, n, "L2 entry 0x%016" PRIx64 ": cluster is not aligned", word);
 	judge_copied(c, "L2", word, e->host, e->copied, n_active);
 	c->res->allocated += n_active;
 	return check_count(c, e->host, g->cluster_size, n, false, NULL);

@@ -15,12 +15,13 @@
  *
  * Every change of a cached block belongs to the open generation. A commit closes it: each dirty block is copied
  * (so entries of the next generation never ride along) and the copies are written in stages, empty ones skipped:
- *  S1 L2 blocks of tables that no durable L1 entry names yet, refcount blocks; fdatasync (covers guest data too)
+ *  S1 L2 blocks of tables that no L1 entry in the file names yet, refcount blocks; fdatasync (covers guest data too)
  *  S2 refcount table entries; fdatasync; header; fdatasync
  *  S3 other L2 blocks and L1 entries; fdatasync: the generation is durable, its waiters are told
  *  S4 references dropped in this generation lower the cached refcounts, which S1 of the next generation writes;
  *     until that is durable the clusters are in quarantine (metamap), afterwards punched and given back.
- * A failed write leaves the generation's changes dirty: waiters get the error, a later commit tries again. A
+ * A failed write leaves the generation's changes dirty: waiters get the error, a later commit tries again. (Any part
+ * of the failed one may be in the file: if it got to S3, its new L2 tables are no longer new.) A
  * failed fsync makes the image read-only for good (image_set_mode) and every later FLUSH fails.
  */
 #include <assert.h>
@@ -28,10 +29,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include "alloc.h"
+#include "broken.h"
 #include "commit.h"
+#include "journal.h"
 #include "metamap.h"
 #include "refcount.h"
 
+#define HEADER_WORDS 14u /* of 8 bytes: all that is ever changed of the header */
 #define LOWER_MAX (64u << 10) /* clusters on their way to be freed before writers wait */
 
 struct run {
@@ -222,7 +226,33 @@ bool commit_lower_full(const struct qcow2_image *img)
 
 void commit_lower(struct qcow2_image *img, uint64_t first, uint64_t n)
 {
+	if (BROKEN(REMOVAL_FIRST) && n == 1 && !refcount_set(img, first, 0))
+		return;
+	journal_lower(img, first, n);
 	(void)runs_add(&img->commit->lower_open, first, n);
+}
+
+void commit_restore_lower(struct qcow2_image *img, uint64_t first, uint64_t n)
+{
+	(void)runs_add(&img->commit->lower_open, first, n);
+}
+
+bool commit_lower_pending(const struct qcow2_image *img)
+{
+	return img->commit->lower_open.n || img->commit->lower_closing.n;
+}
+
+static void each_run(const struct runs *r, size_t from, void (*fn)(void *ctx, uint64_t first, uint64_t n), void *ctx)
+{
+	for (; from < r->n; from++)
+		if (r->v[from].n)
+			fn(ctx, r->v[from].first, r->v[from].n);
+}
+
+void commit_each_lower(struct qcow2_image *img, void (*fn)(void *ctx, uint64_t first, uint64_t n), void *ctx)
+{
+	each_run(&img->commit->lower_closing, img->commit->applied, fn, ctx);
+	each_run(&img->commit->lower_open, 0, fn, ctx);
 }
 
 int commit_new_l2(struct qcow2_image *img, uint64_t l2)
@@ -236,15 +266,15 @@ static enum stage stage_of(struct qcow2_image *img, const struct block *b)
 {
 	switch (b->type) {
 	case BLK_RB:
-		return S1_TABLES;
+		return BROKEN(REFCOUNTS_FIRST) ? S3_ENTRIES : S1_TABLES;
 	case BLK_RT:
-		return S2_REFTABLE;
+		return BROKEN(BLOCK_FIRST) ? S1_TABLES : S2_REFTABLE;
 	case BLK_HEADER:
-		return S2_HEADER;
+		return BROKEN(TABLE_FIRST) ? S1_TABLES : S2_HEADER;
 	case BLK_L2:
 		return metamap_get(img->meta, cluster_of(&img->geo, b->off)) == META_L2_NEW ? S1_TABLES : S3_ENTRIES;
 	default:
-		return S3_ENTRIES;
+		return BROKEN(L2_FIRST) ? S1_TABLES : S3_ENTRIES;
 	}
 }
 
@@ -290,6 +320,7 @@ static enum step commit_close(struct op *op)
 	c->failed = c->img->mode == MODE_FAILED || c->img->lost ? -EIO : 0;
 	c->nfrozen = 0;
 	c->applied = 0;
+	c->stage = S1_TABLES;
 	TAILQ_CONCAT(&c->closing_waiters, &c->open_waiters, link);
 	if (n > c->frozen_cap) {
 		struct frozen *v = realloc(c->frozen, n * sizeof(*v));
@@ -305,13 +336,13 @@ static enum step commit_close(struct op *op)
 		runs_move(&c->lower_closing, &c->lower_open);
 		runs_move(&c->lowered_closing, &c->lowered);
 		runs_move(&c->new_closing, &c->new_open);
+		journal_close(c->img);
 		cache_take_dirty(c->img, freeze, c);
 	}
 	if (c->failed) {
 		op_then(op, commit_end);
 		return STEP_NEXT;
 	}
-	c->stage = S1_TABLES;
 	op_then(op, commit_write_stage);
 	return STEP_NEXT;
 }
@@ -348,6 +379,8 @@ static enum step commit_write_stage(struct op *op)
 		 * clusters are not free before a later generation. */
 		if (f->stage != c->stage)
 			continue;
+		if (BROKEN(FROZEN))
+			memcpy(f->data, f->block->data, img->geo.block_size);
 		if (n == 1) /* one submission: the write with its fsync linked behind it */
 			op_write_fsync(op, img->file, f->data, img->geo.block_size, f->block->off);
 		else
@@ -377,13 +410,16 @@ static enum step commit_stage_done(struct op *op)
 
 	if (op->err) {
 		c->failed = op->err;
-		if (op->sync_failed) { /* what the host dropped we cannot know: never claim success again */
+		if (op->sync_failed && !BROKEN(FSYNC_FAILURE)) { /* what the host dropped we cannot know: never claim success again */
 			c->img->lost = true;
+			journal_lost(c->img);
 			image_set_mode(c->img, MODE_RO);
 		}
 		op_then(op, commit_end);
 		return STEP_NEXT;
 	}
+	if (BROKEN(FLUSH_LAST))
+		waitq_wake(&c->closing_waiters, 0);
 	do
 		c->stage++;
 	while (c->stage < STAGES && !stage_needed(c, c->stage));
@@ -408,7 +444,8 @@ static void thaw(struct commit *c)
 	c->nfrozen = 0;
 }
 
-static void tables_durable(struct commit *c)
+/* From now on a crash may find the new tables reachable. */
+static void tables_reachable(struct commit *c)
 {
 	size_t i;
 	uint64_t k;
@@ -440,9 +477,13 @@ static enum step commit_end(struct op *op)
 	if (c->failed) {
 		runs_move(&c->lower_open, &c->lower_closing);
 		runs_move(&c->lowered, &c->lowered_closing);
-		runs_move(&c->new_open, &c->new_closing);
+		if (c->stage == S3_ENTRIES)
+			tables_reachable(c);
+		else
+			runs_move(&c->new_open, &c->new_closing);
 	} else {
-		tables_durable(c);
+		tables_reachable(c);
+		journal_truncate(c->img);
 		punch(c, op);
 	}
 	waitq_wake(&c->closing_waiters, c->failed);
@@ -482,12 +523,22 @@ static int lower_one(struct commit *c, struct op *op, uint64_t cluster)
 	if (!count)
 		return image_corrupt(img);
 	/* Quarantine first: the allocator must never see a zero that is not durable. */
-	if (count == 1 && metamap_add(img->meta, cluster, 1, META_QUARANTINE))
+	if (count == 1 && !BROKEN(QUARANTINE) && metamap_add(img->meta, cluster, 1, META_QUARANTINE))
 		return -EEXIST;
 	ret = refcount_set(img, cluster, count - 1);
 	if (!ret && count == 1)
 		(void)runs_add(&c->lowered, cluster, 1); /* no memory: leaked in the quarantine */
 	return ret;
+}
+
+/* No room to record more: what is left of lower_closing waits for the next commit, which makes some. */
+static void put_off(struct commit *c)
+{
+	for (; c->applied < c->lower_closing.n; c->applied++)
+		if (c->lower_closing.v[c->applied].n)
+			(void)runs_add(&c->lower_open, c->lower_closing.v[c->applied].first,
+				       c->lower_closing.v[c->applied].n);
+	c->wanted = true;
 }
 
 static enum step commit_apply_lower(struct op *op)
@@ -508,8 +559,13 @@ static enum step commit_apply_lower(struct op *op)
 			c->applied++;
 			continue;
 		}
+		journal_lowered(c->img, r->first);
 		r->first++;
 		r->n--;
+		if (journal_reserve_short(c->img)) {
+			put_off(c);
+			break;
+		}
 	}
 	runs_clear(l);
 	c->running = false;
@@ -539,16 +595,32 @@ bool commit_first_write_done(const struct qcow2_image *img)
 	return img->commit && img->commit->first_write_done;
 }
 
+static void store_header(struct qcow2_image *img, const uint64_t *raw)
+{
+	uint32_t i;
+
+	for (i = 0; i < HEADER_WORDS; i++)
+		block_store64(img, img->commit->header, i * 8, raw[i]);
+}
+
+static void store_features(struct qcow2_image *img)
+{
+	uint64_t raw[HEADER_WORDS];
+
+	memcpy(raw, img->commit->header->data, sizeof(raw));
+	header_set_features(raw, img->hdr.incompatible, img->hdr.autoclear);
+	store_header(img, raw);
+}
+
 int commit_first_write(struct qcow2_image *img, struct op *waiter)
 {
 	struct commit *c = img->commit;
 
-	if (c->first_write_done)
+	if (c->first_write_done || (BROKEN(AUTOCLEAR_FIRST) && c->autoclear_pending))
 		return 0;
 	if (!c->autoclear_pending) {
 		img->hdr.autoclear = 0;
-		header_set_features(c->header->data, img->hdr.incompatible, 0);
-		block_dirty(img, c->header);
+		store_features(img);
 		c->autoclear_pending = true;
 	} else if (!c->header->dirty && c->header->pins == 1) { /* written, and not being written */
 		c->first_write_done = true;
@@ -560,10 +632,13 @@ int commit_first_write(struct qcow2_image *img, struct op *waiter)
 
 void commit_move_reftable(struct qcow2_image *img, uint64_t off, uint32_t clusters)
 {
+	uint64_t raw[HEADER_WORDS];
+
 	img->hdr.rt_offset = off;
 	img->hdr.rt_clusters = clusters;
-	header_set_reftable(img->commit->header->data, off, clusters);
-	block_dirty(img, img->commit->header);
+	memcpy(raw, img->commit->header->data, sizeof(raw));
+	header_set_reftable(raw, off, clusters);
+	store_header(img, raw);
 }
 
 void commit_mark_corrupt(struct qcow2_image *img)
@@ -573,7 +648,6 @@ void commit_mark_corrupt(struct qcow2_image *img)
 	if (!c || img->hdr.incompatible & QCOW2_INCOMPAT_CORRUPT || img->geo.version < 3)
 		return;
 	img->hdr.incompatible |= QCOW2_INCOMPAT_CORRUPT;
-	header_set_features(c->header->data, img->hdr.incompatible, img->hdr.autoclear);
-	block_dirty(img, c->header);
+	store_features(img);
 	commit_start(img);
 }

@@ -30,6 +30,11 @@ bool commit_lower_full(const struct qcow2_image *img);
  * crash too; check --repair=leaks finds them).
  */
 void commit_lower(struct qcow2_image *img, uint64_t first, uint64_t n);
+/* The same for what the journal of a killed process says: it is recorded already. */
+void commit_restore_lower(struct qcow2_image *img, uint64_t first, uint64_t n);
+/* References that are dropped, their refcounts not lowered yet. */
+bool commit_lower_pending(const struct qcow2_image *img);
+void commit_each_lower(struct qcow2_image *img, void (*fn)(void *ctx, uint64_t first, uint64_t n), void *ctx);
 /* The open generation's L1 entry makes this L2 table (host offset) reachable. 0 or -ENOMEM. */
 int commit_new_l2(struct qcow2_image *img, uint64_t l2);
 

@@ -12,6 +12,7 @@
 #include "cache.h"
 #include "commit.h"
 #include "discard.h"
+#include "journal.h"
 #include "map.h"
 #include "publish.h"
 
@@ -158,7 +159,8 @@ static int clear_extent(struct clearer *c, struct op *op)
 	}
 	if (c->img->mode != MODE_RW)
 		return -EROFS;
-	if (commit_lower_full(c->img) || cache_dirty_count(c->img) > 2 * cache_dirty_limit(c->img)) {
+	if (commit_lower_full(c->img) || journal_full(c->img) ||
+	    cache_dirty_count(c->img) > 2 * cache_dirty_limit(c->img)) {
 		commit_wait(c->img, op);
 		return -EWOULDBLOCK;
 	}

@@ -69,6 +69,12 @@ static inline void table_set(void *block, uint32_t index, uint64_t word)
 	((uint64_t *)block)[index] = htobe64(word);
 }
 
+/* The word as it lies in the file. */
+static inline uint64_t table_raw(uint64_t word)
+{
+	return htobe64(word);
+}
+
 /* L1 word -> L2 table offset (0 = none). Returns false if the word is invalid. */
 static inline bool l1_decode(const struct geometry *g, uint64_t word, uint64_t *l2, bool *copied)
 {
@@ -182,6 +188,18 @@ static inline void refcount_encode(const struct geometry *g, void *block, uint32
 		mask = (uint8_t)(((1u << bits) - 1) << shift);
 		*byte = (uint8_t)((*byte & ~mask) | (value << shift & mask));
 	}
+}
+
+/* The 8 bytes of the block that hold refcount @index, with that one set; returns their offset in the block. */
+static inline uint32_t refcount_raw(const struct geometry *g, const void *block, uint32_t index, uint64_t value,
+				    uint64_t *raw)
+{
+	unsigned per_word = 6 - g->refcount_order; /* log2 */
+	uint32_t at = index >> per_word << 3;
+
+	memcpy(raw, (const char *)block + at, sizeof(*raw));
+	refcount_encode(g, raw, index & ((1u << per_word) - 1), value);
+	return at;
 }
 
 #endif

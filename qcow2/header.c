@@ -433,13 +433,12 @@ int header_gate(const struct qcow2_header *h, bool read_only, const char *name, 
 	if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
 		return fail(err, -EUCLEAN, name,
 			    "the image is marked corrupt (incompatible bit 1): use `attach --read-only`, or "
-			    "repair it "
-			    "with `qemu-img check -r all`");
+			    "repair it with `ublk-qcow2 check --repair=all`");
 	if (h->incompatible & QCOW2_INCOMPAT_DIRTY)
 		return fail(
 			err, -EUCLEAN, name,
 			"the image was not closed, its refcounts are stale (dirty, incompatible bit 0): use "
-			"`attach --read-only`, or repair it with `qemu-img check -r all`");
+			"`attach --read-only`, or repair it with `ublk-qcow2 check --repair=all`");
 	return 0;
 }
 

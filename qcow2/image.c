@@ -14,6 +14,7 @@
 #include "cache.h"
 #include "commit.h"
 #include "compress.h"
+#include "journal.h"
 #include "map.h"
 #include "metamap.h"
 #include "publish.h"
@@ -185,7 +186,7 @@ static int note_all(struct qcow2_image *img, struct qcow2_error *err)
 	if (ret == -EEXIST || ret == -EUCLEAN)
 		ret = qcow2_fail(err, -EUCLEAN,
 				 "%s: corrupt: its metadata tables overlap or lie outside the file; "
-				 "run `qemu-img check`, or attach it with --read-only",
+				 "try `ublk-qcow2 check --repair=all`, or attach it with --read-only",
 				 img->file->path);
 	else if (ret)
 		qcow2_fail(err, ret, "%s: cannot load its metadata: %s", img->file->path, strerror(-ret));
@@ -257,6 +258,7 @@ int image_open_one(struct qcow2_image **out, struct host_file *file, const struc
 void image_free_one(struct qcow2_image *img)
 {
 	commit_free(img);
+	journal_free(img);
 	map_free(img);
 	refcount_free(img);
 	alloc_free(img);
@@ -270,24 +272,59 @@ void image_free_one(struct qcow2_image *img)
 
 /* ---- the public face ---- */
 
-int qcow2_open(struct qcow2_image **out, struct host_file *file, const struct qcow2_options *opt,
-	       struct qcow2_error *err)
+/* Go on where a killed process was, after its journal was applied. */
+static int resume(struct qcow2_image *img, const struct qcow2_journal *mem, const struct cluster_set *lower,
+		  struct qcow2_error *err)
 {
-	struct qcow2_image *img;
-	int ret = image_open_one(&img, file, opt, NULL, err);
+	int ret = journal_attach(img, mem, err);
+	size_t i;
 
 	if (ret)
 		return ret;
+	for (i = lower->start; i < lower->n; i++)
+		if (lower->v[i].n)
+			commit_restore_lower(img, lower->v[i].first, lower->v[i].n);
+	if (journal_is_lost(img)) {
+		img->lost = true;
+		image_set_mode(img, MODE_RO);
+	}
+	if (commit_lower_pending(img))
+		commit_start(img);
+	return 0;
+}
+
+int qcow2_open(struct qcow2_image **out, struct host_file *file, const struct qcow2_options *opt,
+	       struct qcow2_error *err)
+{
+	struct cluster_set lower = { 0 };
+	struct qcow2_image *img;
+	int ret = 0;
+
+	if (opt->journal)
+		ret = opt->read_only ?
+			      qcow2_fail(err, -EINVAL, "%s: read-only, but with a journal", file->path) :
+			      journal_replay(file, opt->journal, &lower, err);
+	if (ret) {
+		file->ops->close(file);
+		return ret;
+	}
+	ret = image_open_one(&img, file, opt, NULL, err);
+	if (ret)
+		goto out;
 	ret = chain_open(img, opt, err);
+	if (!ret && opt->journal)
+		ret = resume(img, opt->journal, &lower, err);
 	if (ret) {
 		chain_close(img);
 		image_free_one(img);
-		return ret;
+		goto out;
 	}
 	if (opt->table)
 		img->table = *opt->table;
 	*out = img;
-	return 0;
+out:
+	cluster_set_clear(&lower);
+	return ret;
 }
 
 void qcow2_get_info(const struct qcow2_image *img, struct qcow2_info *info)
@@ -309,6 +346,13 @@ void qcow2_get_info(const struct qcow2_image *img, struct qcow2_info *info)
 struct host_file *qcow2_chain_file(struct qcow2_image *img, unsigned index)
 {
 	return index < img->chain_len ? img->chain[index].file : NULL;
+}
+
+uint32_t qcow2_chain_block_size(const struct qcow2_image *img, unsigned index)
+{
+	const struct qcow2_image *link = img->chain[index].img;
+
+	return link ? link->geo.block_size : 0;
 }
 
 static bool busy(const struct qcow2_image *img)
@@ -446,7 +490,7 @@ int qcow2_map(struct qcow2_image *img, uint64_t guest, struct qcow2_map_extent *
 		.present = !l.e.absent,
 		.compressed = l.e.kind == EXT_COMPRESSED,
 		.depth = l.e.depth,
-		.has_host = l.e.kind == EXT_DATA,
+		.has_host = l.e.kind == EXT_DATA || (l.e.kind == EXT_ZERO && l.e.host),
 		.host = l.e.host,
 	};
 	return l.ret;

@@ -39,6 +39,7 @@ struct qcow2_image {
 	struct commit *commit; /* commit.c; NULL when read-only */
 	struct decompressor *decomp; /* compress.c; made on first use */
 	struct ranges *ranges; /* range.c */
+	struct journal *journal; /* journal.c; NULL: none */
 	struct map *map; /* map.c: creation of L2 tables */
 
 	struct chain_link *chain; /* backing.c; top image only */

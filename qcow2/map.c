@@ -14,6 +14,7 @@
 #include "alloc.h"
 #include "cache.h"
 #include "commit.h"
+#include "journal.h"
 #include "map.h"
 #include "metamap.h"
 #include "refcount.h"
@@ -23,7 +24,8 @@ struct map {
 	struct op op;
 	struct qcow2_image *img;
 	bool running;
-	struct waitq waiters;
+	struct waitq waiters; /* for this table */
+	struct waitq others; /* for another one: its errors are not theirs */
 	uint64_t l1; /* index */
 	uint64_t old; /* the shared table, 0 = none */
 	struct cluster_run run;
@@ -60,6 +62,17 @@ static int l2_table(struct qcow2_image *img, uint64_t guest, uint64_t *l2, bool 
 	return meta == META_L2 || meta == META_L2_NEW ? 0 : image_corrupt(img);
 }
 
+/* Host bytes [at, at + len) lie on no metadata that we know of. */
+static bool off_metadata(const struct qcow2_image *img, uint64_t at, uint64_t len)
+{
+	uint64_t c, last = cluster_of(&img->geo, at + len - 1);
+
+	for (c = cluster_of(&img->geo, at); img->meta && c <= last; c++)
+		if (metamap_get(img->meta, c))
+			return false;
+	return true;
+}
+
 static bool entry_valid(const struct qcow2_image *img, const struct l2_entry *l)
 {
 	switch (l->kind) {
@@ -67,10 +80,10 @@ static bool entry_valid(const struct qcow2_image *img, const struct l2_entry *l)
 		return false;
 	case EXT_DATA:
 	case EXT_ZERO_ALLOC:
-		return host_valid(img, l->host) &&
-		       (!img->meta || !metamap_get(img->meta, cluster_of(&img->geo, l->host)));
+		return host_valid(img, l->host) && off_metadata(img, l->host, 1);
 	case EXT_COMPRESSED: /* the last one may pass the end of the file, its sectors are counted in full */
-		return l->host < img->file_end || (img->alloc && l->host < alloc_end(img));
+		return (l->host < img->file_end || (img->alloc && l->host < alloc_end(img))) &&
+		       off_metadata(img, l->host, l->clen);
 	default:
 		return true;
 	}
@@ -136,11 +149,16 @@ int map_set(struct qcow2_image *img, uint64_t guest, uint64_t n, enum extent_kin
 {
 	const struct geometry *g = &img->geo;
 	struct block *b;
-	uint64_t l2, i;
+	uint64_t l2, i, named = 0;
 	uint32_t in;
 	bool copied;
-	int ret = l2_table(img, guest, &l2, &copied, waiter);
+	int ret;
 
+	if (journal_full(img)) {
+		commit_wait(img, waiter);
+		return -EWOULDBLOCK;
+	}
+	ret = l2_table(img, guest, &l2, &copied, waiter);
 	if (!ret && (!l2 || !copied))
 		return -EUCLEAN;
 	if (!ret)
@@ -151,11 +169,13 @@ int map_set(struct qcow2_image *img, uint64_t guest, uint64_t n, enum extent_kin
 		uint64_t at = host ? host + (i << g->cluster_bits) : 0;
 		struct l2_entry old = l2_decode(g, table_get(b->data, (uint32_t)(in + i)));
 
-		if (old.host != at)
+		if (old.host != at) {
 			drop_entry(img, &old);
-		table_set(b->data, (uint32_t)(in + i), l2_encode(kind, at));
+			named += at != 0;
+		}
+		block_store64(img, b, (uint32_t)(in + i) * 8, table_raw(l2_encode(kind, at)));
 	}
-	block_dirty(img, b);
+	journal_used(img, cluster_of(g, host), named); /* new ones: a run from alloc.c, or none */
 	return 0;
 }
 
@@ -177,6 +197,7 @@ int map_new(struct qcow2_image *img)
 		return -ENOMEM;
 	img->map->img = img;
 	waitq_init(&img->map->waiters);
+	waitq_init(&img->map->others);
 	return 0;
 }
 
@@ -192,7 +213,7 @@ void map_free(struct qcow2_image *img)
 int map_prepare(struct qcow2_image *img, uint64_t guest, struct op *waiter)
 {
 	struct map *m = img->map;
-	uint64_t l2;
+	uint64_t l2, l1 = l1_index(&img->geo, guest);
 	bool copied;
 	int ret = l2_table(img, guest, &l2, &copied, waiter);
 
@@ -200,14 +221,14 @@ int map_prepare(struct qcow2_image *img, uint64_t guest, struct op *waiter)
 		return ret;
 	if (!m->running) {
 		m->running = true;
-		m->l1 = l1_index(&img->geo, guest);
+		m->l1 = l1;
 		m->old = l2;
 		m->run.n = 0;
 		op_init(&m->op, img->run);
 		op_then(&m->op, table_alloc);
 		op_start(&m->op);
 	}
-	op_wait(&m->waiters, waiter); /* maybe for another table: whoever waited looks again */
+	op_wait(l1 == m->l1 ? &m->waiters : &m->others, waiter); /* whoever waited looks again */
 	return -EWOULDBLOCK;
 }
 
@@ -221,6 +242,7 @@ static enum step table_end(struct map *m, int err)
 	m->buf = NULL;
 	m->running = false;
 	waitq_wake(&m->waiters, err);
+	waitq_wake(&m->others, 0);
 	return STEP_DONE;
 }
 
@@ -293,8 +315,8 @@ static enum step table_link(struct op *op)
 		ret = commit_new_l2(img, host);
 	if (ret)
 		return table_end(m, ret);
-	table_set(b->data, in, l1_encode(host));
-	block_dirty(img, b);
+	block_store64(img, b, in * 8, table_raw(l1_encode(host)));
+	journal_used(img, m->run.first, 1);
 	if (m->old) {
 		/* Other tables may name the old one still: its clusters stay what they are to the overlap
 		 * check only while the active L1 names them. */

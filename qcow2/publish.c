@@ -6,7 +6,9 @@
  * waiting to change; writable only for data of the image itself that is ours alone, in mode rw, after the first-write
  * transition is durable. Publishing is a hint, so everything that is not cached is skipped.
  */
+#include "broken.h"
 #include "commit.h"
+#include "journal.h"
 #include "publish.h"
 
 static uint64_t last_cluster_end(const struct qcow2_image *img)
@@ -19,6 +21,7 @@ static void publish_run(struct qcow2_image *img, uint64_t guest, uint64_t end)
 	const struct geometry *g = &img->geo;
 	struct chain_extent e;
 
+	journal_publish(img);
 	while (guest < end && !chain_lookup(img, guest, min_u64(end, g->size) - guest, &e, NULL)) {
 		uint64_t len = guest + e.len == g->size ? cluster_up(g, e.len) : cluster_down(g, e.len);
 		bool writable = !e.depth && e.copied && img->mode == MODE_RW && commit_first_write_done(img);
@@ -65,7 +68,7 @@ int withdraw(struct qcow2_image *img, uint64_t start, uint64_t end, struct op *o
 	const struct geometry *g = &img->geo;
 	int ret;
 
-	if (!img->table.withdraw)
+	if (!img->table.withdraw || BROKEN(WITHDRAW_FIRST))
 		return 0;
 	img->stats.withdrawals++;
 	start = cluster_down(g, start);

@@ -59,15 +59,38 @@ struct qcow2_options {
 	enum backing_format backing_format; /* used when the image names a backing file without its format */
 	const struct qcow2_table_ops *table; /* copied; may be NULL */
 	const struct qcow2_opener *opener; /* copied; NULL: an image with a backing file is refused */
+	const struct qcow2_journal *journal; /* copied, formatted before; NULL: none. Not with read_only */
 };
 
 /*
+ * A journal: memory that outlives the process (a file on tmpfs), so that a kill at any moment loses nothing that
+ * a request's done() reported, flushed or not. It knows nothing that survives a reboot: a power cut is what it was.
+ */
+#define QCOW2_JOURNAL_BYTES (4u << 20)
+struct qcow2_journal {
+	void *mem; /* 8-byte aligned, the caller's; in use until the image is closed */
+	uint64_t size; /* bytes: qcow2_journal_size(), smaller ones are for tests */
+	unsigned char boot_id[16];
+	uint64_t dev, ino; /* of the image file */
+};
+uint64_t qcow2_journal_size(void);
+/* Make @mem an empty journal of that boot and image, whatever it holds. */
+void qcow2_journal_format(const struct qcow2_journal *j);
+/* True if it is a journal with records in it, of whatever image: qcow2_open() has to see it. False after a close without
+ * error. */
+bool qcow2_journal_live(const struct qcow2_journal *j);
+
+/*
  * Open an image over @file (which the image owns from now on, also on failure) and its backing
- * chain. Blocking. Changes nothing on disk.
+ * chain. Blocking. Changes nothing on disk, unless a journal with records is given: these are applied first, durably
+ * (killed in it: open again), then the image goes on where the killed process was. No I/O of that process may
+ * still be under way. A journal that does not fit is refused, and neither it nor the image is changed.
  *  -EINVAL  not a qcow2 image or a header the specification forbids (says which field)
  *  -ENOTSUP a feature we refuse by name (unknown incompatible bit, encryption, data file, extended L2)
  *  -EUCLEAN inconsistent metadata, or the corrupt/dirty bit and not read_only
  *  -ELOOP   the backing chain contains itself or is longer than 256
+ *  -ESTALE  the journal is of another boot or image, or somebody else changed the image since (-EINVAL, -EUCLEAN: it is
+ *           no journal, or damaged)
  *  -ENOMEM, and whatever the host said
  */
 int qcow2_open(struct qcow2_image **out, struct host_file *file, const struct qcow2_options *opt,
@@ -85,6 +108,9 @@ struct qcow2_info {
 void qcow2_get_info(const struct qcow2_image *img, struct qcow2_info *info);
 /* File number @index of the chain (0 = the image itself) or NULL past its end. */
 struct host_file *qcow2_chain_file(struct qcow2_image *img, unsigned index);
+/* The bytes of a block of its metadata, 0 if it is raw. Metadata is transferred in such blocks, so the file's
+ * direct I/O alignment may not be larger once requests are served. */
+uint32_t qcow2_chain_block_size(const struct qcow2_image *img, unsigned index);
 
 /* ---- requests ---- */
 
@@ -139,7 +165,7 @@ struct qcow2_map_extent {
 	bool present; /* some file of the chain allocates it */
 	bool compressed;
 	unsigned depth; /* file number in the chain that answers */
-	bool has_host;
+	bool has_host; /* data not compressed; zeroes whose cluster is kept */
 	uint64_t host; /* byte offset in that file, if has_host */
 };
 /* The extent that starts at @guest (len > 0, ends at the image's size at the latest). Blocking. */

@@ -122,13 +122,14 @@ int refcount_next_zero(struct qcow2_image *img, uint64_t from, uint64_t *found, 
 int refcount_set(struct qcow2_image *img, uint64_t cluster, uint64_t count)
 {
 	struct block *b;
+	uint64_t raw;
 	uint32_t in;
 	int ret = rb_block(img, cluster, &b, &in, NULL);
 
 	if (ret)
 		return ret;
-	refcount_encode(&img->geo, b->data, in, count);
-	block_dirty(img, b);
+	in = refcount_raw(&img->geo, b->data, in, count, &raw);
+	block_store64(img, b, in, raw);
 	return 0;
 }
 
@@ -270,8 +271,7 @@ static enum step make_link(struct op *op)
 		unclaim(img, m->first, 1);
 		return made(m, ret);
 	}
-	table_set(b->data, in, m->first << img->geo.cluster_bits);
-	block_dirty(img, b);
+	block_store64(img, b, in * 8, table_raw(m->first << img->geo.cluster_bits));
 	return made(m, 0);
 }
 

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include "commit.h"
+#include "journal.h"
 #include "publish.h"
 #include "request.h"
 
@@ -124,6 +125,9 @@ static enum step request_end(struct op *op)
 
 	if (q->op == QCOW2_READ && !res)
 		publish_around(r->img, q->off, q->off + q->len, &r->range);
+	journal_publish(r->img);
+	if (!res && q->op != QCOW2_READ && r->img->mode == MODE_FAILED)
+		res = -EIO; /* maybe nobody recorded it */
 	range_unlock(r->img, &r->range);
 	TAILQ_REMOVE(&r->img->requests, r, link);
 	free(r);

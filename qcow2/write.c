@@ -13,9 +13,11 @@
  */
 #include <errno.h>
 #include <string.h>
+#include "broken.h"
 #include "cache.h"
 #include "commit.h"
 #include "cow.h"
+#include "journal.h"
 #include "map.h"
 #include "publish.h"
 #include "write.h"
@@ -167,8 +169,13 @@ static int get_run(struct writer *w, const struct extent *e)
 {
 	const struct geometry *g = &w->img->geo;
 	uint64_t want;
-	int ret = map_prepare(w->img, w->pos, &w->op); /* 0: e came from an L2 block, so the run lies in one */
+	int ret;
 
+	if (journal_full(w->img)) {
+		commit_wait(w->img, &w->op);
+		return -EWOULDBLOCK;
+	}
+	ret = map_prepare(w->img, w->pos, &w->op); /* 0: e came from an L2 block, so the run lies in one */
 	if (ret)
 		return ret;
 	w->run_guest = cluster_down(g, w->pos);
@@ -266,6 +273,8 @@ static enum step write_filled(struct op *op)
 
 	if (op->err)
 		return run_failed(w, op->err);
+	if (BROKEN(DATA_FIRST))
+		(void)map_set(w->img, w->run_guest, w->run.n, EXT_DATA, run_host(w), NULL);
 	op_write(op, w->img->file, w->fill, w->run.n << w->img->geo.cluster_bits, run_host(w));
 	op_then(op, write_link);
 	return STEP_NEXT;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * fuzz_image.c - any bytes as an image: check it, open it read-only and read, open it read-write and
- * use it, check it again.
+ * use it, check it again; repair it (fuzz_repair.h).
  *
  * Whatever the bytes are: no crash, no hang, bounded memory. If the image was clean at first, then
  * in addition: what was written is read back, also after a reopen, and the second check finds no
@@ -393,24 +393,29 @@ static void use_read_write(const uint8_t *data, size_t size, bool clean)
 out:
 	free(m.bytes);
 }
+
+#include "fuzz_repair.h"
 #endif
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct memory m = memory_of(data, size);
 	struct check_result res;
-	bool clean;
+	bool checked, clean;
 	size_t i;
 
 	for (rng = 0xcbf29ce484222325ull, i = 0; i < size; i++)
 		rng = (rng ^ data[i]) * 0x100000001b3ull;
 	rng |= 1;
-	clean = !check(&m, &res) && !res.errors;
+	checked = !check(&m, &res);
+	clean = checked && !res.errors;
 	require(m.size == size && !memcmp(m.bytes, data, size), "the check changed the image");
 	free(m.bytes);
 #ifdef HAVE_IMAGE
 	use_read_only(data, size);
 	use_read_write(data, size, clean);
+	if (checked && (res.errors || res.leaks || rnd() % 8 == 0))
+		use_repair(data, size, &res);
 #else
 	(void)clean;
 #endif

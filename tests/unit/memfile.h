@@ -47,6 +47,7 @@ struct disk {
 	unsigned failed; /* so many did */
 	unsigned seen[HOST_FSYNC + 1];
 	unsigned opened, delivered;
+	void *journal; /* memimg.h: of the image opened last */
 	STAILQ_HEAD(, host_io) queue;
 };
 
@@ -86,6 +87,7 @@ static inline void disk_free(struct disk *d)
 		free(d->chunk[i]);
 	free(d->chunk);
 	free(d->event);
+	free(d->journal);
 	free(d);
 }
 

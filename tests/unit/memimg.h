@@ -157,6 +157,22 @@ static inline uint64_t disk_append(struct disk *d)
 	return cluster * disk_cluster(d);
 }
 
+/* Host clusters up to @upto are in use by nobody knows whom; refcount blocks lie on the first cluster they
+ * cover. */
+static inline uint64_t fill_host(struct disk *d, uint64_t upto)
+{
+	uint64_t cs = disk_cluster(d), per = cs * 8 >> disk_order(d), c, leaks = 0;
+
+	for (c = d->size / cs; c < upto; c++) {
+		leaks += disk_rb(d, c) != 0;
+		if (!disk_rb(d, c))
+			disk_set_be(d, disk_be(d, 48, 8) + c / per * 8, c * cs, 8);
+		disk_set_refcount(d, c, 1);
+	}
+	disk_put(d, upto * cs - 512, NULL, 512);
+	return leaks;
+}
+
 /* One more reference to what the entry at @at names, which is no longer the only one. */
 static inline void disk_share(struct disk *d, uint64_t at)
 {
@@ -228,15 +244,30 @@ static inline void assert_clean(struct disk *d)
 
 /* ---- driving ---- */
 
+/* With TEST_JOURNAL in the environment every image opened by open_image() has a journal, a fresh one. */
+static inline struct qcow2_journal journal_on(struct disk *d, uint64_t size)
+{
+	struct qcow2_journal j = { .size = size, .boot_id = "sixteen bytes..", .dev = 1, .ino = d->ino };
+
+	free(d->journal);
+	j.mem = d->journal = calloc(1, size);
+	assert_non_null(j.mem);
+	qcow2_journal_format(&j);
+	return j;
+}
+
 static inline struct qcow2_image *open_image(struct disk *d, const struct qcow2_options *opt)
 {
-	static const struct qcow2_options plain;
+	struct qcow2_options o = opt ? *opt : (struct qcow2_options){ 0 };
 	struct qcow2_error err = { "" };
 	struct qcow2_image *img = NULL;
+	struct qcow2_journal j;
 
-	if (!opt)
-		opt = &plain;
-	if (qcow2_open(&img, disk_open(d, opt->read_only), opt, &err))
+	if (!o.read_only && !o.journal && getenv("TEST_JOURNAL")) {
+		j = journal_on(d, qcow2_journal_size());
+		o.journal = &j;
+	}
+	if (qcow2_open(&img, disk_open(d, o.read_only), &o, &err))
 		fail_msg("open: %s", err.text);
 	return img;
 }

@@ -140,6 +140,8 @@ static void relative_to_each(void **state)
 	assert_ptr_equal(disk_of(qcow2_chain_file(img, 2)), files[2].d);
 	assert_int_equal(qcow2_chain_file(img, 2)->index, 2);
 	assert_null(qcow2_chain_file(img, 3));
+	assert_int_equal(qcow2_chain_block_size(img, 1), CS < 4096 ? CS : 4096);
+	assert_int_equal(qcow2_chain_block_size(img, 2), 0);
 	reads(img, 0, CS, 0x32);
 	close_image(img);
 }

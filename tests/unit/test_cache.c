@@ -167,6 +167,81 @@ static void pinned_and_loading_stay(void **state)
 		assert_int_equal(w[i].ret, 0);
 }
 
+/* While a commit runs and nearly all is dirty the few clean ones do not push each other out: a lookup needs several
+ * at once. */
+static void crowded(void **state)
+{
+	struct waiter w;
+	struct block *b;
+	unsigned i;
+
+	for (i = 0; i < 62; i++)
+		load(i);
+	d->hold = WRITES | 1u << HOST_FSYNC;
+	for (i = 0; i < 62; i++) {
+		metamap_add(img->meta, SPARE + i, 1, META_RB);
+		assert_int_equal(cache_get(img, BLK_RB, (SPARE + i) * CS, &b, NULL), 0);
+		block_dirty(img, b);
+	}
+	settle(img, d);
+	for (i = 0; i < 62; i++) { /* those that the commit took, too: all of the next generation */
+		assert_int_equal(cache_get(img, BLK_RB, (SPARE + i) * CS, &b, NULL), 0);
+		block_dirty(img, b);
+	}
+	assert_true(commit_running(img));
+	load(100);
+	assert_int_equal(get(&w, (SPARE + 101) * CS, &b), -EWOULDBLOCK);
+	settle(img, d);
+	assert_int_equal(w.ret, 1); /* waits for the commit */
+	assert_int_equal(cache_get(img, BLK_RB, (SPARE + 100) * CS, &b, NULL), 0);
+	d->hold = 0;
+	settle(img, d);
+	assert_int_equal(w.ret, 0);
+	load(101);
+	assert_int_equal(cache_get(img, BLK_RB, (SPARE + 100) * CS, &b, NULL), 0);
+}
+
+/* An op that needs two blocks at once. */
+static enum step both(struct op *op)
+{
+	struct waiter *w = (struct waiter *)op;
+	struct block *b;
+	unsigned i;
+	int ret = op->err;
+
+	for (i = 0; !ret && i < 2; i++)
+		ret = cache_get(img, BLK_RB, (SPARE + 100 + i) * CS, &b, op);
+	if (ret == -EWOULDBLOCK)
+		return STEP_NEXT;
+	w->ret = ret;
+	return STEP_DONE;
+}
+
+/* One place left for two blocks: they do not take it from each other for ever, but wait until there is room. */
+static void two_blocks_one_place(void **state)
+{
+	struct waiter w = { .ret = 1 };
+	struct block *b[62];
+	unsigned i, reads;
+
+	for (i = 0; i < COUNT(b); i++) {
+		b[i] = load(i);
+		block_pin(b[i]);
+	}
+	reads = d->seen[HOST_READ];
+	op_init(&w.op, img->run);
+	op_then(&w.op, both);
+	op_start(&w.op);
+	for (i = 0; i < 1000; i++)
+		qcow2_run(img, false);
+	assert_true(d->seen[HOST_READ] < reads + 8);
+	for (i = 0; i < COUNT(b); i++)
+		block_unpin(b[i]);
+	cache_wake(img, 0);
+	settle(img, d);
+	assert_int_equal(w.ret, 0);
+}
+
 /* Dirty blocks are never evicted; too many of them start a commit. */
 static void dirty(void **state)
 {
@@ -266,6 +341,8 @@ int main(void)
 		TEST(types),
 		TEST(evicts),
 		TEST(pinned_and_loading_stay),
+		TEST(crowded),
+		TEST(two_blocks_one_place),
 		TEST(dirty),
 		TEST(overlap_check),
 		TEST(drop),

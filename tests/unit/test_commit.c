@@ -416,22 +416,6 @@ static void quarantine(void **state)
 	disk_free(d);
 }
 
-/* Host clusters up to @upto are in use by nobody knows whom; refcount blocks lie on the first cluster they
- * cover. */
-static uint64_t fill_host(struct disk *d, uint64_t upto)
-{
-	uint64_t cs = disk_cluster(d), per = cs * 8 >> disk_order(d), c, leaks = 0;
-
-	for (c = d->size / cs; c < upto; c++) {
-		leaks += disk_rb(d, c) != 0;
-		if (!disk_rb(d, c))
-			disk_set_be(d, disk_be(d, 48, 8) + c / per * 8, c * cs, 8);
-		disk_set_refcount(d, c, 1);
-	}
-	disk_put(d, upto * cs - 512, NULL, 512);
-	return leaks;
-}
-
 /* The refcount table grows (512-byte clusters, 64-bit refcounts: it covers 4096 clusters): 3 and 4 for it. */
 static void table_growth(void **state)
 {
@@ -682,6 +666,35 @@ static void new_table_after_failure(void **state)
 	disk_free(d);
 }
 
+/*
+ * A commit fails when the L1 entry of a new table has reached the file: power may go now and leave the table reachable,
+ * so what the next commit puts into it waits for its data and refcounts.
+ */
+static void new_table_made_reachable_by_a_failed_commit(void **state)
+{
+	struct disk *d = disk_make(&(struct spec){ 0 });
+	struct qcow2_image *img = open_image(d, NULL);
+	size_t l2;
+
+	npromises = 0;
+	may_become(d, 0, CS, 1);
+	assert_int_equal(do_write(img, 0, CS, 1), 0);
+	disk_fail(d, 1u << HOST_WRITE, -EIO, 3, false); /* refcounts, L2, then L1: torn */
+	assert_int_equal(do_flush(img), -EIO);
+	assert_int_equal(d->failed, 1);
+	assert_true(disk_l2_at(d, 0) != 0);
+	start_record(d);
+	rec_write(img, d, CS, CS, 2);
+	rec_flush(img, d);
+	l2 = write_of(d, 0, disk_l2_at(d, CS), 8);
+	assert_before(d, write_of(d, 0, disk_host(d, CS), CS), l2);
+	assert_before(d, write_of(d, 0, disk_rb(d, 0), CS), l2);
+	close_image(img);
+	crash_states(d);
+	assert_clean(d);
+	disk_free(d);
+}
+
 /* 7: after a failed fsync nothing is ever called durable again, wherever in the commit it was. */
 static void failed_fsync_is_final(void **state)
 {
@@ -749,6 +762,7 @@ int main(void)
 		cmocka_unit_test_setup(flush_waits_for_its_own_generation, setup),
 		cmocka_unit_test(failed_write_is_repeated),
 		cmocka_unit_test_setup(new_table_after_failure, setup),
+		cmocka_unit_test_setup(new_table_made_reachable_by_a_failed_commit, setup),
 		cmocka_unit_test(failed_fsync_is_final),
 		cmocka_unit_test(close_gives_everything_back),
 	};

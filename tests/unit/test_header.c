@@ -669,11 +669,11 @@ static void gate_dirty_corrupt(void **state)
 	says("disk.qcow2: header: ");
 	says("dirty");
 	says("attach --read-only");
-	says("qemu-img check -r all");
+	says("ublk-qcow2 check --repair=all");
 	assert_int_equal(gate(2, false), -EUCLEAN);
 	says("corrupt");
 	says("attach --read-only");
-	says("qemu-img check -r all");
+	says("ublk-qcow2 check --repair=all");
 }
 
 static void gate_unsupported(void **state)

@@ -387,9 +387,10 @@ static void map_extents(void **state)
 	assert_int_equal(e.len, 2 * CS - 512);
 	assert_int_equal(e.host, disk_host(d, 0) + 512);
 	assert_int_equal(qcow2_map(img, 2 * CS, &e), 0);
-	assert_true(!e.data && e.zero && e.present);
+	assert_true(!e.data && e.zero && e.present && e.has_host); /* the cluster stays */
+	assert_int_equal(e.host, disk_host(d, 2 * CS));
 	assert_int_equal(qcow2_map(img, 8 * CS, &e), 0);
-	assert_true(!e.data && e.zero && !e.present);
+	assert_true(!e.data && e.zero && !e.present && !e.has_host);
 	assert_int_equal(qcow2_map(img, 1 << 20, &e), -EINVAL);
 	close_image(img);
 	disk_free(d);

@@ -189,16 +189,23 @@ static void bad_entries(void **state)
 static void entry_on_metadata(void **state)
 {
 	struct call c;
+	uint64_t l1;
+	unsigned compressed;
 
-	start(&(struct spec){ 0 });
-	assert_int_equal(do_write(img, 0, 2 * CS, 1), 0);
-	close_image(img);
-	disk_set_be(d, disk_l2_at(d, 0), disk_be(d, 40, 8) | QCOW2_COPIED, 8);
-	img = open_image(d, NULL);
-	assert_int_equal(call(&c, lookup_fn, 0, CS), -EUCLEAN);
-	assert_int_equal(call(&c, lookup_fn, CS, CS), 0);
-	close_image(img);
-	disk_free(d);
+	for (compressed = 0; compressed < 2; compressed++) {
+		start(&(struct spec){ 0 });
+		assert_int_equal(do_write(img, 0, 2 * CS, 1), 0);
+		close_image(img);
+		l1 = disk_be(d, 40, 8);
+		/* compressed: begins on the cluster before, ends one sector into the L1 table */
+		disk_set_be(d, disk_l2_at(d, 0),
+			    compressed ? QCOW2_L2_COMPRESSED | 1ull << 58 | (l1 - 512) : l1 | QCOW2_COPIED, 8);
+		img = open_image(d, NULL);
+		assert_int_equal(call(&c, lookup_fn, 0, CS), -EUCLEAN);
+		assert_int_equal(call(&c, lookup_fn, CS, CS), 0);
+		close_image(img);
+		disk_free(d);
+	}
 }
 
 /* An L1 word changed behind our back after open. */
@@ -322,6 +329,22 @@ static void making_fails(void **state)
 	}
 }
 
+/* The table of one cannot be written: whoever waited to make another table is not told, and makes it. */
+static void error_of_another_table(void **state)
+{
+	struct call c[4];
+	unsigned i;
+
+	start(&(struct spec){ .bits = 9 });
+	disk_fail(d, WRITES, -EIO, 1, false);
+	for (i = 0; i < 4; i++)
+		call_start(&c[i], prepare_fn, i / 2 * 32768, 0);
+	settle(img, d);
+	for (i = 0; i < 4; i++)
+		assert_int_equal(c[i].ret, i < 2 ? -EIO : 0);
+	finish();
+}
+
 /* ---- map_set ---- */
 
 /* Only in a table that is ours. */
@@ -401,6 +424,7 @@ int main(void)
 		cmocka_unit_test(several_at_once),
 		cmocka_unit_test(copied_table),
 		cmocka_unit_test(making_fails),
+		cmocka_unit_test(error_of_another_table),
 		cmocka_unit_test(set_needs_a_table),
 		cmocka_unit_test(set_drops),
 		cmocka_unit_test(set_drops_compressed),
