@@ -7,7 +7,8 @@
  * reply goes out on the connection that was kept. Whoever got it (or saw the process end) can rely on it.
  * A second Detach, or a signal while one is being carried out, changes nothing: there is one way out.
  *
- * Only root can connect. A crash leaves the directory with a free lock, see rundir.c.
+ * Only root can connect. After a crash the supervisor starts the next worker; without one the directory
+ * stays, with a free lock, see rundir.c.
  */
 #include "control.h"
 #include "log.h"
@@ -25,11 +26,13 @@
 struct control {
 	struct server *server;
 	struct rundir *dir;
-	const struct run_state *state;
+	struct run_state *state;
+	struct link *link; /* NULL: no supervisor, or it died */
 	sd_event *event;
 	sd_varlink_server *varlink;
 	sd_varlink *detacher; /* waits for its answer */
 	bool stop; /* leave the loop */
+	bool leave; /* the next worker takes over */
 	bool died; /* the data path ended by itself */
 };
 
@@ -59,6 +62,7 @@ static int on_info(sd_varlink *link, sd_json_variant *parameters, sd_varlink_met
 				  SD_JSON_BUILD_PAIR_UNSIGNED("size", st->size),
 				  SD_JSON_BUILD_PAIR_BOOLEAN("read_only", st->read_only),
 				  SD_JSON_BUILD_PAIR_BOOLEAN("zero_copy", st->zero_copy),
+				  SD_JSON_BUILD_PAIR_BOOLEAN("direct_io", st->direct_io),
 				  SD_JSON_BUILD_PAIR_UNSIGNED("queues", st->queues),
 				  SD_JSON_BUILD_PAIR_UNSIGNED("depth", st->depth),
 				  SD_JSON_BUILD_PAIR_INTEGER("pid", getpid()));
@@ -85,7 +89,7 @@ static int on_stats(sd_varlink *link, sd_json_variant *parameters, sd_varlink_me
 				  SD_JSON_BUILD_PAIR_UNSIGNED("withdrawals", st.withdrawals),
 				  SD_JSON_BUILD_PAIR_UNSIGNED("drains", st.drains),
 				  SD_JSON_BUILD_PAIR_UNSIGNED("slices", st.slices),
-				  SD_JSON_BUILD_PAIR_UNSIGNED("daemon_restarts", 0));
+				  SD_JSON_BUILD_PAIR_UNSIGNED("daemon_restarts", c->state->restarts));
 }
 
 static int on_detach(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
@@ -138,6 +142,57 @@ static int on_death(sd_event_source *source, int fd, uint32_t revents, void *use
 	return 0;
 }
 
+/* The image climbed down to read-only: whoever looks at the device is to see it. */
+static int on_read_only(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	struct control *c = userdata;
+	struct qcow2_error err = { "" };
+
+	log_line(LOG_ERR, "%s: read-only from now on: an fsync of the image failed, or the image is corrupt",
+		 c->state->image);
+	c->state->read_only = server_read_only(c->server);
+	if (c->link)
+		link_read_only(c->link);
+	else if (rundir_write(c->dir, c->state, &err))
+		log_line(LOG_WARNING, "%s", err.text);
+	return sd_event_source_set_enabled(source, SD_EVENT_OFF); /* for good */
+}
+
+/* Alone from now on: everything goes on but that nobody starts another worker. */
+static void bereaved(struct control *c)
+{
+	log_line(LOG_WARNING,
+		 "%s: its supervisor died: `ublk-qcow2 recover` brings the device back if this "
+		 "process dies, too",
+		 c->state->device);
+	c->link = NULL;
+	c->state->supervisor = 0;
+	c->state->phase = RUN_LIVE;
+	c->state->pid = getpid();
+	rundir_write(c->dir, c->state, NULL);
+}
+
+static int on_order(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	struct control *c = userdata;
+
+	switch (link_order(c->link)) {
+	case ORDER_NONE:
+		break;
+	case ORDER_LEAVE:
+		c->leave = !c->stop;
+		c->stop = true;
+		break;
+	case ORDER_STOP:
+		c->stop = true;
+		break;
+	case ORDER_GONE:
+		bereaved(c);
+		return sd_event_source_set_enabled(source, SD_EVENT_OFF);
+	}
+	return 0;
+}
+
 static int listen_varlink(struct control *c)
 {
 	char path[300];
@@ -171,8 +226,8 @@ static void control_free(struct control *c)
 	free(c);
 }
 
-int control_new(struct control **out, struct server *server, struct rundir *dir,
-		const struct run_state *state, struct qcow2_error *err)
+int control_new(struct control **out, struct server *server, struct rundir *dir, struct run_state *state,
+		struct link *link, struct qcow2_error *err)
 {
 	struct control *c = calloc(1, sizeof(*c));
 	int ret;
@@ -182,6 +237,7 @@ int control_new(struct control **out, struct server *server, struct rundir *dir,
 	c->server = server;
 	c->dir = dir;
 	c->state = state;
+	c->link = link;
 	ret = sd_event_new(&c->event);
 	if (ret >= 0)
 		ret = sd_event_add_signal(c->event, NULL, SIGTERM, on_signal, c);
@@ -191,6 +247,10 @@ int control_new(struct control **out, struct server *server, struct rundir *dir,
 		ret = sd_event_add_signal(c->event, NULL, SIGUSR1, on_dump, c);
 	if (ret >= 0 && server_dead_fd(server) >= 0)
 		ret = sd_event_add_io(c->event, NULL, server_dead_fd(server), EPOLLIN, on_death, c);
+	if (ret >= 0 && link)
+		ret = sd_event_add_io(c->event, NULL, link_fd(link), EPOLLIN, on_order, c);
+	if (ret >= 0)
+		ret = sd_event_add_io(c->event, NULL, server_read_only_fd(server), EPOLLIN, on_read_only, c);
 	if (ret >= 0)
 		ret = listen_varlink(c);
 	if (ret < 0) {
@@ -225,12 +285,16 @@ int control_run(struct control *c)
 	if (loop < 0)
 		log_line(LOG_ERR, "%s: event loop: %s", c->state->device, strerror(-loop));
 	sd_varlink_server_shutdown(c->varlink); /* no new connections */
-	ret = server_stop(c->server, &err);
+	ret = c->leave ? server_leave(c->server, &err) : server_stop(c->server, &err);
 	if (ret) {
 		qcow2_fail(&err, ret, "%s: closing: %s", c->state->image, strerror(-ret));
 		log_line(LOG_ERR, "%s", err.text);
 	}
-	rundir_remove(c->dir);
+	/* the supervisor may have died meanwhile */
+	if (c->leave || (c->link && link_stopped(c->link, ret, &err)))
+		rundir_release(c->dir);
+	else
+		rundir_remove(c->dir);
 	answer(c, ret, &err);
 	sd_event_exit(c->event, 0); /* now all connections may be closed */
 	sd_event_loop(c->event);

@@ -178,6 +178,22 @@ int ctrl_delete(struct ctrl *c, int id)
 	return ret;
 }
 
+int ctrl_get_info(struct ctrl *c, int id, struct ublksrv_ctrl_dev_info *info)
+{
+	memset(info, 0, sizeof(*info));
+	return device_command(c, UBLK_U_CMD_GET_DEV_INFO, id, info, sizeof(*info), 0);
+}
+
+int ctrl_start_recovery(struct ctrl *c, int id)
+{
+	return device_command(c, UBLK_U_CMD_START_USER_RECOVERY, id, NULL, 0, 0);
+}
+
+int ctrl_end_recovery(struct ctrl *c, int id)
+{
+	return device_command(c, UBLK_U_CMD_END_USER_RECOVERY, id, NULL, 0, (uint64_t)getpid());
+}
+
 /* ---- for tools ---- */
 
 int ublk_features(uint64_t *features, struct qcow2_error *err)
@@ -205,8 +221,7 @@ int ublk_get_info(int id, struct ublksrv_ctrl_dev_info *info, struct qcow2_error
 
 	if (ret)
 		return ret;
-	memset(info, 0, sizeof(*info));
-	ret = no_device(device_command(c, UBLK_U_CMD_GET_DEV_INFO, id, info, sizeof(*info), 0));
+	ret = no_device(ctrl_get_info(c, id, info));
 	ctrl_close(c);
 	return ret < 0 ? qcow2_fail(err, ret, "/dev/ublkb%d: %s", id, strerror(-ret)) : 0;
 }

@@ -39,5 +39,9 @@ int ctrl_queue_affinity(struct ctrl *c, int id, unsigned queue, cpu_set_t *cpus)
 int ctrl_start(struct ctrl *c, int id); /* blocks until the partitions were read */
 int ctrl_stop(struct ctrl *c, int id); /* blocks until what is in flight completed */
 int ctrl_delete(struct ctrl *c, int id); /* blocks until everybody closed ublkcN */
+int ctrl_get_info(struct ctrl *c, int id, struct ublksrv_ctrl_dev_info *info);
+/* -EBUSY: its last server has not let go of ublkcN yet. */
+int ctrl_start_recovery(struct ctrl *c, int id);
+int ctrl_end_recovery(struct ctrl *c, int id); /* when there is a FETCH on every tag */
 
 #endif

@@ -31,15 +31,21 @@ enum permission { PERM_READ, PERM_WRITE, PERM_WRITE_UNCHANGED, PERM_RESIZE, PERM
 
 /* FORMAT.md "Image locks". A raw backing file is protected from writers, too, unlike in QEMU. */
 static const struct role_bytes {
+	const char *name;
 	unsigned held, unshared;
 } roles[] = {
-	[LOCK_IMAGE_RW] = { BIT(PERM_READ) | BIT(PERM_WRITE) | BIT(PERM_RESIZE),
+	[LOCK_IMAGE_RW] = { "image", BIT(PERM_READ) | BIT(PERM_WRITE) | BIT(PERM_RESIZE),
 			    BIT(PERM_WRITE) | BIT(PERM_RESIZE) },
-	[LOCK_IMAGE_RO] = { BIT(PERM_READ), BIT(PERM_WRITE) | BIT(PERM_RESIZE) },
-	[LOCK_BACKING_RAW] = { BIT(PERM_READ), BIT(PERM_WRITE) | BIT(PERM_RESIZE) },
-	[LOCK_BACKING_QCOW2] = { BIT(PERM_READ), BIT(PERM_WRITE) | BIT(PERM_RESIZE) },
-	[LOCK_INSPECT] = { BIT(PERM_READ), BIT(PERM_WRITE) | BIT(PERM_RESIZE) },
+	[LOCK_IMAGE_RO] = { "image-ro", BIT(PERM_READ), BIT(PERM_WRITE) | BIT(PERM_RESIZE) },
+	[LOCK_BACKING_RAW] = { "backing-raw", BIT(PERM_READ), BIT(PERM_WRITE) | BIT(PERM_RESIZE) },
+	[LOCK_BACKING_QCOW2] = { "backing-qcow2", BIT(PERM_READ), BIT(PERM_WRITE) | BIT(PERM_RESIZE) },
+	[LOCK_INSPECT] = { "inspect", BIT(PERM_READ), BIT(PERM_WRITE) | BIT(PERM_RESIZE) },
 };
+
+const char *lock_role_name(enum lock_role role)
+{
+	return roles[role].name;
+}
 
 /* ---- who holds a lock ---- */
 

@@ -9,6 +9,9 @@
 
 enum lock_role { LOCK_IMAGE_RW, LOCK_IMAGE_RO, LOCK_BACKING_RAW, LOCK_BACKING_QCOW2, LOCK_INSPECT };
 
+/* "image", "image-ro", "backing-raw", "backing-qcow2", "inspect". */
+const char *lock_role_name(enum lock_role role);
+
 /*
  * Take the bytes of @role on @fd, then test for conflicts; on conflict release what was taken.
  * LOCK_INSPECT (info, map, check of an image that others may use): as qemu-img's read-only opener.

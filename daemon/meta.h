@@ -42,12 +42,13 @@ struct meta;
  */
 int meta_start(struct meta **out, const struct server_options *opt, struct fastmap *map,
 	       struct qcow2_error *err);
-/* Commit and close the image, end the thread, free. No request may be left with it. The close's first error.
- */
+/* Commit and close the image, end the thread, free. The queue threads have ended: what is left of requests
+ * runs to its end, unanswered. The close's first error. */
 int meta_stop(struct meta *m, struct qcow2_error *err);
 
 const struct qcow2_info *meta_info(const struct meta *m); /* as it was opened */
 bool meta_read_only(const struct meta *m); /* now; any thread */
+int meta_read_only_fd(const struct meta *m); /* an eventfd: readable when a writable image became read-only */
 const struct meta_files *meta_files(const struct meta *m);
 void meta_commits(const struct meta *m,
 		  struct server_stats *st); /* fills what the library counts; any thread */

@@ -2,8 +2,9 @@
 /*
  * queue.c - the thread of one ublk queue.
  *
- * Owns the queue's ring, its file table (the chain's files, then /dev/ublkcN, then /dev/zero), the mapped
- * request descriptors, and per tag a struct request with MAX_IO_BYTES of buffer address space.
+ * Owns the queue's ring, its file table (the chain's files, then /dev/ublkcN, then /dev/zero, then what
+ * custody.h wants held), the mapped request descriptors, and per tag a struct request with MAX_IO_BYTES of
+ * buffer address space.
  *
  * Invariants:
  * - Only this thread touches the ring and the requests, except for a missed request between meta_send() and
@@ -15,7 +16,8 @@
  * With deferred task work the driver copies write data only inside our io_uring_enter(), so none can be lost;
  * without, they are kept.
  *
- * When the thread ends, also by a crash, the driver fails what it had in flight.
+ * When the thread ends, also by a crash, the driver fails what it had in flight, or, where it knows user
+ * recovery, keeps it for the next server.
  */
 #include "queue.h"
 #include "thread.h"
@@ -42,14 +44,15 @@ static size_t iod_bytes(unsigned depth)
 static int register_files(struct queue *q)
 {
 	const struct meta_files *files = q->opt.files;
-	int fds[FASTMAP_MAX_FILES + 2];
+	int fds[FASTMAP_MAX_FILES + 2 + CUSTODY_HOLDS];
 
 	memcpy(fds, files->fd, files->count * sizeof(*fds));
 	q->char_file = files->count;
 	q->zero_file = files->count + 1;
 	fds[q->char_file] = q->opt.char_fd;
 	fds[q->zero_file] = q->opt.zero_fd;
-	return io_uring_register_files(&q->ring, fds, files->count + 2);
+	memcpy(fds + files->count + 2, q->opt.hold, q->opt.holds * sizeof(*fds));
+	return io_uring_register_files(&q->ring, fds, files->count + 2 + q->opt.holds);
 }
 
 static void answers_come(struct completion *c, int res, unsigned flags);
@@ -117,26 +120,23 @@ static int setup(struct queue *q)
 	if (q->opt.cpus)
 		sched_setaffinity(0, sizeof(*q->opt.cpus), q->opt.cpus); /* a preference */
 	thread_io_path();
-	ret = map_descriptors(q);
-	if (ret)
-		return qcow2_fail(q->err, ret, "ublk queue %u: request descriptors: %s", q->opt.id,
-				  strerror(-ret));
 	ret = setup_ring(q);
-	if (ret) {
-		qcow2_fail(q->err, ret, "ublk queue %u: io_uring: %s", q->opt.id, strerror(-ret));
-		goto unmap;
-	}
+	if (ret)
+		return qcow2_fail(q->err, ret, "ublk queue %u: io_uring: %s", q->opt.id, strerror(-ret));
 	ret = fetch_all(q);
 	if (ret) {
 		qcow2_fail(q->err, ret, "ublk queue %u: FETCH: %s", q->opt.id, strerror(-ret));
+		goto exit_ring;
+	}
+	ret = map_descriptors(q); /* not before: 6.12 lets nobody else map them until a queue was ready */
+	if (ret) {
+		qcow2_fail(q->err, ret, "ublk queue %u: request descriptors: %s", q->opt.id, strerror(-ret));
 		goto exit_ring;
 	}
 	return 0;
 
 exit_ring:
 	io_uring_queue_exit(&q->ring);
-unmap:
-	munmap((void *)q->iod, iod_bytes(q->opt.depth));
 	return ret;
 }
 
@@ -172,6 +172,7 @@ static int submit_and_wait(struct queue *q)
 	struct io_uring_cqe *cqe;
 	int ret;
 
+	stamp(q->opt.stamp);
 	if (!q->deferred || q->touched <= KEEP_BYTES)
 		return io_uring_submit_and_wait(&q->ring, 1);
 	ret = io_uring_submit_and_wait_timeout(&q->ring, &cqe, 1, &idle, NULL);

@@ -24,6 +24,9 @@ struct queue_options {
 	int char_fd; /* /dev/ublkcN */
 	int zero_fd; /* /dev/zero */
 	int dead_fd; /* written when the thread ends */
+	const int *hold; /* held open by the ring, see custody.h */
+	unsigned holds;
+	uint64_t *stamp; /* NULL: none; see stamp.h */
 	uint32_t fetch_cmd, commit_cmd; /* ctrl_io_cmd() */
 	const struct copy_ops *copy;
 	const struct meta_files *files;

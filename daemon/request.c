@@ -23,6 +23,7 @@
  */
 #include "guard.h"
 #include "queue.h"
+#include "test_switch.h"
 #include "uring.h"
 #include <errno.h>
 #include <stddef.h>
@@ -238,6 +239,7 @@ static bool serve_mapped(struct request *r, const struct ublksrv_io_desc *iod)
 		return false;
 	}
 	q->mapped++;
+	test_switch_hit(q->opt.id);
 	queue_data(r, write, ext, n);
 	return true;
 }

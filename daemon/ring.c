@@ -22,6 +22,7 @@
  * A crash leaves whatever the kernel had been given; ordering is commit.c's business.
  */
 #include "ring.h"
+#include "stamp.h"
 #include "uring.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -65,6 +66,7 @@ struct ring {
 	bool timer_armed, timer_expired;
 	struct __kernel_timespec timeout;
 	void *zeroes; /* ZERO_CHUNK bytes of the zero page */
+	uint64_t *stamp;
 };
 
 struct ring_file {
@@ -156,6 +158,16 @@ unmap:
 free_ring:
 	free(r);
 	return ret;
+}
+
+int ring_hold(struct ring *r, const int *fds, unsigned count)
+{
+	return count ? io_uring_register_files(&r->uring, fds, count) : 0;
+}
+
+void ring_stamp(struct ring *r, uint64_t *at)
+{
+	r->stamp = at;
 }
 
 void ring_free(struct ring *r)
@@ -523,6 +535,7 @@ static unsigned ring_poll(struct host_file *file, bool wait)
 	arm_wake(r);
 	do {
 		block = wait && !r->delivered && !r->woken && !r->no_wait;
+		stamp(r->stamp);
 		if (block)
 			ret = io_uring_submit_and_wait(&r->uring, 1);
 		else

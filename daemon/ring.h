@@ -16,6 +16,11 @@ struct ring;
 /* depth: SQEs; more I/Os than that wait inside the backend. Only the calling thread may use the ring and its
  * files (ring_wake() excepted). 0 or -errno. */
 int ring_new(struct ring **out, unsigned depth, struct qcow2_error *err);
+/* Keep @count descriptors open until the last I/O of this ring has ended, even if the process dies. Once,
+ * before any I/O; 0 or -errno. */
+int ring_hold(struct ring *r, const int *fds, unsigned count);
+/* Note the time at @at (NULL: nowhere) before each submission, see stamp.h. */
+void ring_stamp(struct ring *r, uint64_t *at);
 /* All files must be closed. */
 void ring_free(struct ring *r);
 /* Wrap an open descriptor (owned from now on, also on failure) as a host file on this ring; finds out the

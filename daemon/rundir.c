@@ -8,17 +8,22 @@
  *  - A directory is removed by its owner only, `lock` last. A waiter may end up with a lock on a file that is
  *    gone by then: after taking it one looks whether the path still names that file, else starts over.
  *  - `state` appears complete or not at all (written beside, then renamed).
- * A crash leaves the directory with a free lock: `list` shows it as failed, `detach` or the next device with
- * that number removes it. /run is gone after a reboot, and so are the devices.
+ *  - A journal with records is all that is left of somebody's writes: nobody overwrites or removes one that
+ * is not theirs. The next device with that number moves it out of its way. A crash leaves the directory with
+ * a free lock: `list` shows it as failed, `recover` brings its device back, `detach` removes it. /run is gone
+ * after a reboot, and so are the devices.
  */
 #include "rundir.h"
-#include "qcow2/header.h"
+#include "log.h"
+#include "message.h"
+#include "settings.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <systemd/sd-json.h>
 #include <unistd.h>
@@ -26,6 +31,7 @@
 #define ROOT "/run/ublk-qcow2"
 #define LOCK_TRIES 100
 #define LOCK_PAUSE_US 50000
+#define JOURNAL_TRIES 600
 
 struct rundir {
 	int id;
@@ -155,16 +161,23 @@ static void empty(struct rundir *d)
 	unlinkat(d->dir, "state", 0);
 	unlinkat(d->dir, "state.new", 0);
 	unlinkat(d->dir, "control", 0);
+	unlinkat(d->dir, "supervisor", 0);
 	unlinkat(d->dir, "dump", 0);
 }
 
 int rundir_create(struct rundir **out, int id, struct qcow2_error *err)
 {
 	int ret = acquire(out, id, true, err);
+	char kept[300];
 
-	if (!ret)
-		empty(*out);
-	return ret;
+	if (ret)
+		return ret;
+	empty(*out);
+	if (!rundir_has_records(*out))
+		unlinkat((*out)->dir, "journal", 0);
+	else if (rundir_keep_journal(*out, kept, sizeof(kept)))
+		log_line(LOG_WARNING, "the journal of an earlier /dev/ublkb%d is now %s", id, kept);
+	return 0;
 }
 
 int rundir_take(struct rundir **out, int id, struct qcow2_error *err)
@@ -187,9 +200,37 @@ void rundir_remove(struct rundir *d)
 	if (!d)
 		return;
 	empty(d);
+	unlinkat(d->dir, "journal", 0);
 	unlinkat(d->dir, "lock", 0);
 	rmdir(run_path(path, sizeof(path), d->id, NULL));
 	rundir_release(d);
+}
+
+int rundir_lock_fd(const struct rundir *d)
+{
+	return d->lock;
+}
+
+int rundir_share(struct rundir **out, int id, int lock, struct qcow2_error *err)
+{
+	struct rundir *d = malloc(sizeof(*d));
+	char path[300];
+	int ret;
+
+	if (!d) {
+		close(lock);
+		return fail(err, -ENOMEM, id, "cannot be used");
+	}
+	*d = (struct rundir){ .id = id, .lock = lock };
+	d->dir =
+		open(run_path(path, sizeof(path), id, NULL), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	if (d->dir < 0) {
+		ret = fail(err, -errno, id, "cannot be used");
+		rundir_release(d);
+		return ret;
+	}
+	*out = d;
+	return 0;
 }
 
 int rundir_open_dump(struct rundir *d)
@@ -199,18 +240,101 @@ int rundir_open_dump(struct rundir *d)
 	return fd < 0 ? -errno : fd;
 }
 
+/* ---- the journal ---- */
+
+int rundir_new_journal(size_t size, struct qcow2_error *err)
+{
+	struct flock fl;
+	int fd, ret = 0;
+
+	if (mkdir(root(), 0755) < 0 && errno != EEXIST)
+		return qcow2_fail(err, -errno, "%s: %s", root(), strerror(errno));
+	fd = open(root(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return qcow2_fail(err, -errno, "%s: journal: %s", root(), strerror(errno));
+	if (ftruncate(fd, (off_t)size) < 0)
+		ret = -errno;
+	if (!ret)
+		ret = lock_op(fd, F_OFD_SETLK, &fl);
+	if (!ret)
+		return fd;
+	close(fd);
+	return qcow2_fail(err, ret, "%s: journal: %s", root(), strerror(-ret));
+}
+
+int rundir_name_journal(struct rundir *d, int fd, struct qcow2_error *err)
+{
+	char path[40];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	if (linkat(AT_FDCWD, path, d->dir, "journal", AT_SYMLINK_FOLLOW) < 0)
+		return fail(err, -errno, d->id, "journal");
+	return 0;
+}
+
+int rundir_open_journal(struct rundir *d, struct qcow2_error *err)
+{
+	int fd = openat(d->dir, "journal", O_RDWR | O_CLOEXEC | O_NOFOLLOW), ret = -EAGAIN;
+	struct flock fl;
+
+	if (fd < 0)
+		return errno == ENOENT ? -ENOENT : fail(err, -errno, d->id, "journal");
+	for (int tries = 0; ret == -EAGAIN && tries < JOURNAL_TRIES; tries++) {
+		if (tries)
+			usleep(LOCK_PAUSE_US);
+		ret = lock_op(fd, F_OFD_SETLK, &fl);
+		if (ret == -EACCES)
+			ret = -EAGAIN;
+	}
+	if (!ret)
+		return fd;
+	close(fd);
+	if (ret == -EAGAIN)
+		return qcow2_fail(err, -EBUSY, "/dev/ublkb%d: I/O of its dead process has not ended yet",
+				  d->id);
+	return fail(err, ret, d->id, "journal");
+}
+
+bool rundir_has_records(struct rundir *d)
+{
+	int fd = openat(d->dir, "journal", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	struct qcow2_journal j = { .mem = MAP_FAILED };
+	bool live = true; /* what cannot be looked at is kept */
+	struct stat st;
+
+	if (fd < 0)
+		return errno != ENOENT;
+	if (fstat(fd, &st) == 0) {
+		j.size = (uint64_t)st.st_size;
+		j.mem = mmap(NULL, j.size, PROT_READ, MAP_SHARED, fd, 0);
+	}
+	close(fd);
+	if (j.mem == MAP_FAILED)
+		return live;
+	live = qcow2_journal_live(&j);
+	munmap(j.mem, j.size);
+	return live;
+}
+
+bool rundir_keep_journal(struct rundir *d, char *path, size_t size)
+{
+	struct stat st;
+
+	if (fstatat(d->dir, "journal", &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return false;
+	snprintf(path, size, "%s/journal.%d.%llu", root(), d->id, (unsigned long long)st.st_ino);
+	return renameat(d->dir, "journal", AT_FDCWD, path) == 0;
+}
+
 /* ---- state ---- */
 
-/* JSON strings are UTF-8; a file name need not be. */
-static int add_string(sd_json_variant **v, const char *key, const char *value)
-{
-	char shown[4096];
-	int ret = sd_json_variant_set_field_string(v, key, value ? value : "");
+static const char *const phases[] = {
+	[RUN_LIVE] = "live", [RUN_RECOVERING] = "recovering", [RUN_FAILED] = "failed"
+};
 
-	if (ret >= 0)
-		return 0;
-	escape_name(shown, sizeof(shown), value, strlen(value));
-	return sd_json_variant_set_field_string(v, key, shown);
+const char *run_phase_name(enum run_phase phase)
+{
+	return phases[phase];
 }
 
 static int state_to_json(const struct run_state *st, sd_json_variant **v)
@@ -220,18 +344,28 @@ static int state_to_json(const struct run_state *st, sd_json_variant **v)
 				 SD_JSON_BUILD_PAIR_UNSIGNED("size", st->size),
 				 SD_JSON_BUILD_PAIR_BOOLEAN("read_only", st->read_only),
 				 SD_JSON_BUILD_PAIR_BOOLEAN("zero_copy", st->zero_copy),
+				 SD_JSON_BUILD_PAIR_BOOLEAN("direct_io", st->direct_io),
 				 SD_JSON_BUILD_PAIR_UNSIGNED("queues", st->queues),
 				 SD_JSON_BUILD_PAIR_UNSIGNED("depth", st->depth),
 				 SD_JSON_BUILD_PAIR_UNSIGNED("image_dev", st->image_dev),
 				 SD_JSON_BUILD_PAIR_UNSIGNED("image_ino", st->image_ino),
-				 SD_JSON_BUILD_PAIR_UNSIGNED("node", st->node));
+				 SD_JSON_BUILD_PAIR_UNSIGNED("node", st->node),
+				 SD_JSON_BUILD_PAIR_INTEGER("supervisor", st->supervisor),
+				 SD_JSON_BUILD_PAIR_STRING("phase", phases[st->phase]),
+				 SD_JSON_BUILD_PAIR_UNSIGNED("restarts", st->restarts));
+	sd_json_variant *options = NULL;
 
 	if (ret >= 0)
-		ret = add_string(v, "device", st->device);
+		ret = json_put_name(v, "device", st->device ? st->device : "");
 	if (ret >= 0)
-		ret = add_string(v, "image", st->image);
+		ret = json_put_name(v, "image", st->image ? st->image : "");
 	if (ret >= 0)
-		ret = add_string(v, "engine", st->engine);
+		ret = json_put_name(v, "engine", st->engine ? st->engine : "");
+	if (ret >= 0)
+		ret = settings_to_json(&st->opt, &options);
+	if (ret >= 0)
+		ret = sd_json_variant_set_field(v, "options", options);
+	sd_json_variant_unref(options);
 	return ret < 0 ? ret : 0;
 }
 
@@ -272,44 +406,39 @@ int rundir_write(struct rundir *d, const struct run_state *st, struct qcow2_erro
 
 /* ---- readers ---- */
 
-static uint64_t get_number(sd_json_variant *v, const char *key)
+static enum run_phase get_phase(sd_json_variant *v)
 {
-	sd_json_variant *f = sd_json_variant_by_key(v, key);
+	sd_json_variant *f = sd_json_variant_by_key(v, "phase");
+	enum run_phase phase = RUN_LIVE;
 
-	return f && sd_json_variant_is_unsigned(f) ? sd_json_variant_unsigned(f) : 0;
-}
-
-static bool get_bool(sd_json_variant *v, const char *key)
-{
-	sd_json_variant *f = sd_json_variant_by_key(v, key);
-
-	return f && sd_json_variant_is_boolean(f) && sd_json_variant_boolean(f);
-}
-
-static char *get_string(sd_json_variant *v, const char *key)
-{
-	sd_json_variant *f = sd_json_variant_by_key(v, key);
-
-	return strdup(f && sd_json_variant_is_string(f) ? sd_json_variant_string(f) : "");
+	for (unsigned i = 0; f && sd_json_variant_is_string(f) && i < sizeof(phases) / sizeof(*phases); i++)
+		if (strcmp(phases[i], sd_json_variant_string(f)) == 0)
+			phase = (enum run_phase)i;
+	return phase;
 }
 
 static int state_from_json(sd_json_variant *v, int id, struct run_state *st)
 {
 	*st = (struct run_state){
 		.id = id,
-		.device = get_string(v, "device"),
-		.image = get_string(v, "image"),
-		.engine = get_string(v, "engine"),
-		.pid = (pid_t)get_number(v, "pid"),
-		.size = get_number(v, "size"),
-		.read_only = get_bool(v, "read_only"),
-		.zero_copy = get_bool(v, "zero_copy"),
-		.queues = (unsigned)get_number(v, "queues"),
-		.depth = (unsigned)get_number(v, "depth"),
-		.image_dev = get_number(v, "image_dev"),
-		.image_ino = get_number(v, "image_ino"),
-		.node = get_number(v, "node"),
+		.device = json_get_name(v, "device"),
+		.image = json_get_name(v, "image"),
+		.engine = json_get_name(v, "engine"),
+		.pid = (pid_t)json_get_number(v, "pid"),
+		.size = json_get_number(v, "size"),
+		.read_only = json_get_bool(v, "read_only"),
+		.zero_copy = json_get_bool(v, "zero_copy"),
+		.direct_io = json_get_bool(v, "direct_io"),
+		.queues = (unsigned)json_get_number(v, "queues"),
+		.depth = (unsigned)json_get_number(v, "depth"),
+		.image_dev = json_get_number(v, "image_dev"),
+		.image_ino = json_get_number(v, "image_ino"),
+		.node = json_get_number(v, "node"),
+		.supervisor = (pid_t)json_get_number(v, "supervisor"),
+		.phase = get_phase(v),
+		.restarts = (unsigned)json_get_number(v, "restarts"),
 	};
+	settings_from_json(sd_json_variant_by_key(v, "options"), &st->opt);
 	if (!st->device || !st->image || !st->engine) {
 		run_state_clear(st);
 		return -ENOMEM;
@@ -364,7 +493,11 @@ int rundir_read(int id, struct run_state *st, bool *live, struct qcow2_error *er
 		return fail(err, ret, id, "cannot be read");
 	ret = ret >= 0 && sd_json_variant_is_object(v) ? state_from_json(v, id, st) : state_unknown(id, st);
 	sd_json_variant_unref(v);
-	return ret ? fail(err, ret, id, "cannot be read") : 0;
+	if (ret)
+		return fail(err, ret, id, "cannot be read");
+	if (!*live)
+		st->phase = RUN_FAILED;
+	return 0;
 }
 
 static int by_number(const void *a, const void *b)

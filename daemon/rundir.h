@@ -1,27 +1,35 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * rundir.h - /run/ublk-qcow2/ID/: what others can know about a device, and whether its process lives.
- * ID is the ublk device number. Files: `lock` (held by the process for as long as it lives), `state`
- * (JSON, struct run_state), `control` (the Varlink socket), `dump` (the answer to a SIGUSR1).
- * UBLK_QCOW2_RUNDIR replaces /run/ublk-qcow2.
+ * rundir.h - /run/ublk-qcow2/ID/: what others can know about a device, whether its processes live, and what a
+ * recovery needs. ID is the ublk device number. Files: `lock` (held by supervisor and worker for as long as
+ * one of them lives), `state` (JSON, struct run_state), `control` (the worker's Varlink socket), `supervisor`
+ * (the supervisor's socket), `journal` (locked until the last I/O of a dead worker has ended), `dump` (the
+ * answer to a SIGUSR1). UBLK_QCOW2_RUNDIR replaces /run/ublk-qcow2.
  */
 #ifndef DAEMON_RUNDIR_H
 #define DAEMON_RUNDIR_H
 
 #include "qcow2/error.h"
+#include "server.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+
+enum run_phase { RUN_LIVE, RUN_RECOVERING, RUN_FAILED };
 
 struct run_state {
 	int id;
 	char *device; /* "/dev/ublkb0" */
 	char *image; /* absolute path */
 	char *engine;
-	pid_t pid; /* of the device process */
+	pid_t pid; /* of the worker; 0: none */
+	pid_t supervisor; /* 0: none */
+	enum run_phase phase;
+	unsigned restarts; /* workers after the first */
+	struct server_options opt; /* as attached; .image and .custody are not used */
 	uint64_t size;
-	bool read_only, zero_copy;
+	bool read_only, zero_copy, direct_io;
 	unsigned queues, depth;
 	uint64_t image_dev, image_ino; /* 0: unknown */
 	uint64_t node; /* run_node() when it was added: tells a reused ID apart; 0: unknown */
@@ -55,13 +63,35 @@ int rundir_open_dump(struct rundir *d);
 void rundir_remove(struct rundir *d);
 /* Only let go of the lock, free. */
 void rundir_release(struct rundir *d);
+/* The lock's descriptor, still the directory's, and a second owner of the directory of @id made from it (it
+ * owns
+ * @lock from now on, also on failure): for supervisor and worker. */
+int rundir_lock_fd(const struct rundir *d);
+int rundir_share(struct rundir **out, int id, int lock, struct qcow2_error *err);
+
+/* ---- the journal ---- */
+
+/* A new file of @size bytes (the journal, and behind it struct stamps), zeroes, without a name, locked. A
+ * descriptor or -errno. */
+int rundir_new_journal(size_t size, struct qcow2_error *err);
+/* Give it its name in the directory. */
+int rundir_name_journal(struct rundir *d, int fd, struct qcow2_error *err);
+/* Open and lock the journal of a device whose processes died, once the last I/O of theirs has ended (-EBUSY:
+ * not within 30 s). A descriptor; -ENOENT: there is none (no message); -errno. */
+int rundir_open_journal(struct rundir *d, struct qcow2_error *err);
+/* Whether the journal knows of changes that its image lacks. */
+bool rundir_has_records(struct rundir *d);
+/* Move the journal out of the directory, to @path (below the run root). False: there was none. */
+bool rundir_keep_journal(struct rundir *d, char *path, size_t size);
 
 /* ---- everybody else ---- */
 
 /* All IDs, sorted; *ids is malloc'ed (NULL if none). */
 int rundir_list(int **ids, size_t *count, struct qcow2_error *err);
-/* Read `state`. -ENOENT: no such device (no message). *live: the process exists. Fields are as the file has
- * them, NULL strings never. */
+/* "live", "recovering" or "failed". */
+const char *run_phase_name(enum run_phase phase);
+/* Read `state`. -ENOENT: no such device (no message). *live: one of its processes exists, and st->phase says
+ * what the device does. Fields are as the file has them, NULL strings never. */
 int rundir_read(int id, struct run_state *st, bool *live, struct qcow2_error *err);
 
 #endif

@@ -10,13 +10,16 @@
  * the end the device is stopped first (what is in flight completes), then the queue threads end, then the
  * image is committed and closed, and only after /dev/ublkcN is closed everywhere can the device be deleted.
  *
- * A crash leaves the device in the kernel without a server; ublk_delete() removes it.
+ * A crash leaves the device in the kernel without a server: a later server_create() brings it back (the
+ * driver keeps what was not answered and gives it to the new server), or ublk_delete() removes it.
  */
 #include "server.h"
 #include "ctrl.h"
 #include "meta.h"
 #include "params.h"
 #include "queue.h"
+#include "rundir.h"
+#include "test_switch.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -31,6 +34,8 @@
 #define MAX_DEPTH 1024u
 #define DEFAULT_CACHE (1ull << 20)
 #define NODE_WAIT_MS 5000
+#define RECOVERY_WAIT_MS 30000
+#define RECOVERY_FLAGS (UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE)
 
 struct server {
 	struct ctrl *ctrl;
@@ -43,6 +48,7 @@ struct server {
 	unsigned queues; /* started */
 	struct queue **queue;
 	bool started;
+	bool stays; /* the device is not ours to stop and delete */
 	char node[32];
 };
 
@@ -97,6 +103,8 @@ static int try_add(struct server *s, const struct server_options *opt, const str
 		.ublksrv_pid = getpid(),
 		.flags = copy->flags,
 	};
+	if (opt->custody && (ctrl_features(s->ctrl) & RECOVERY_FLAGS) == RECOVERY_FLAGS)
+		s->info.flags |= RECOVERY_FLAGS;
 	s->copy = copy;
 	return ctrl_add(s->ctrl, &s->info);
 }
@@ -113,12 +121,11 @@ static int add_device(struct server *s, const struct server_options *opt, struct
 		return qcow2_fail(err, ret, "%s: cannot add a ublk device: %s", opt->image, strerror(-ret));
 	s->id = (int)s->info.dev_id;
 	snprintf(s->node, sizeof(s->node), "/dev/ublkb%d", s->id);
-	if (opt->added)
-		opt->added(opt->added_ctx, s->id);
-	return 0;
+	return opt->custody ? opt->custody->added(opt->custody->ctx, s->id, err) : 0;
 }
 
-static int set_params(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+/* What the driver is told, or was told when the device was added. */
+static void shape_device(struct server *s, const struct server_options *opt, struct ublk_params *params)
 {
 	const struct qcow2_info *info = meta_info(s->meta);
 	const struct meta_files *files = meta_files(s->meta);
@@ -132,15 +139,21 @@ static int set_params(struct server *s, const struct server_options *opt, struct
 		.read_only = info->read_only,
 		.unmap = opt->discard == QCOW2_DISCARD_UNMAP,
 	};
+
+	device_params(&shape, params);
+	s->size = params->basic.dev_sectors << 9;
+}
+
+static int set_params(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
 	struct ublk_params params;
 	int ret;
 
-	device_params(&shape, &params);
+	shape_device(s, opt, &params);
 	ret = ctrl_set_params(s->ctrl, s->id, &params);
 	if (ret < 0)
 		return qcow2_fail(err, ret, "%s: cannot set the parameters of %s: %s", opt->image, s->node,
 				  strerror(-ret));
-	s->size = params.basic.dev_sectors << 9;
 	return 0;
 }
 
@@ -155,7 +168,7 @@ static int open_char(struct server *s, const struct server_options *opt, struct 
 	return 0;
 }
 
-static int start_queues(struct server *s, struct qcow2_error *err)
+static int start_queues(struct server *s, const struct custody *custody, struct qcow2_error *err)
 {
 	struct queue_options opt = {
 		.depth = s->info.queue_depth,
@@ -168,6 +181,8 @@ static int start_queues(struct server *s, struct qcow2_error *err)
 		.files = meta_files(s->meta),
 		.map = s->map,
 		.meta = s->meta,
+		.hold = custody ? custody->hold : NULL,
+		.holds = custody ? custody->holds : 0,
 	};
 	cpu_set_t cpus;
 	int ret;
@@ -177,6 +192,9 @@ static int start_queues(struct server *s, struct qcow2_error *err)
 		return qcow2_fail(err, -ENOMEM, "%s: out of memory", s->node);
 	for (; s->queues < s->info.nr_hw_queues; s->queues++) {
 		opt.id = s->queues;
+		opt.stamp = custody && custody->stamps && opt.id + 1 < STAMPS
+				    ? &custody->stamps->thread[opt.id + 1].ns
+				    : NULL;
 		ret = ctrl_queue_affinity(s->ctrl, s->id, opt.id, &cpus);
 		opt.cpus = ret < 0 || !CPU_COUNT(&cpus) ? NULL : &cpus;
 		ret = queue_start(&s->queue[s->queues], &opt, err);
@@ -224,10 +242,10 @@ static int start_device(struct server *s, struct qcow2_error *err)
 
 static void stop_queues(struct server *s)
 {
-	if (s->id >= 0)
+	if (s->id >= 0 && !s->stays)
 		ctrl_stop(s->ctrl, s->id); /* fails if somebody deleted the device: then it is stopped */
 	for (unsigned i = 0; i < s->queues; i++)
-		queue_join(s->queue[i], !s->started);
+		queue_join(s->queue[i], !s->started || s->stays);
 }
 
 static int close_image(struct server *s, struct qcow2_error *err)
@@ -246,7 +264,7 @@ static int delete_device(struct server *s, struct qcow2_error *err)
 
 	if (s->char_fd >= 0)
 		close(s->char_fd);
-	if (s->id < 0)
+	if (s->id < 0 || s->stays)
 		return 0;
 	ret = ctrl_delete(s->ctrl, s->id);
 	if (ret >= 0 || ret == -ENODEV || ret == -EINVAL) /* somebody else's delete may have been first */
@@ -273,24 +291,33 @@ int server_stop(struct server *s, struct qcow2_error *err)
 	return ret ? ret : deleted;
 }
 
+int server_leave(struct server *s, struct qcow2_error *err)
+{
+	s->stays = true;
+	return server_stop(s, err);
+}
+
 /* ---- bringing it up ---- */
 
 static int prepare(struct server *s, const struct server_options *opt, struct qcow2_error *err)
 {
-	uint64_t cache = opt->cache_size ? opt->cache_size : DEFAULT_CACHE;
-	int ret;
-
 	s->dead_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	s->zero_fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
 	if (s->dead_fd < 0 || s->zero_fd < 0)
 		return qcow2_fail(err, -errno, "%s: /dev/zero, eventfd: %s", opt->image, strerror(errno));
-	ret = ctrl_open(&s->ctrl, err);
-	if (ret)
-		return ret;
-	ret = fastmap_new(&s->map, 0, cache, choose_queues(opt));
+	return ctrl_open(&s->ctrl, err);
+}
+
+/* The mapping table and the image over it. */
+static int open_image(struct server *s, const struct server_options *opt, unsigned queues,
+		      struct qcow2_error *err)
+{
+	uint64_t cache = opt->cache_size ? opt->cache_size : DEFAULT_CACHE;
+	int ret = fastmap_new(&s->map, 0, cache, queues);
+
 	if (ret)
 		return qcow2_fail(err, ret, "%s: mapping table: %s", opt->image, strerror(-ret));
-	return 0;
+	return meta_start(&s->meta, opt, s->map, err);
 }
 
 static int bring_up(struct server *s, const struct server_options *opt, struct qcow2_error *err)
@@ -298,7 +325,7 @@ static int bring_up(struct server *s, const struct server_options *opt, struct q
 	int ret = prepare(s, opt, err);
 
 	if (!ret)
-		ret = meta_start(&s->meta, opt, s->map, err);
+		ret = open_image(s, opt, choose_queues(opt), err);
 	if (!ret)
 		ret = add_device(s, opt, err);
 	if (!ret)
@@ -306,24 +333,114 @@ static int bring_up(struct server *s, const struct server_options *opt, struct q
 	if (!ret)
 		ret = open_char(s, opt, err);
 	if (!ret)
-		ret = start_queues(s, err);
+		ret = start_queues(s, opt->custody, err);
 	if (!ret)
 		ret = start_device(s, err);
 	return ret;
 }
 
+/* ---- bringing it back ---- */
+
+static int look_up(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
+	int id = opt->custody->id, ret = ctrl_get_info(s->ctrl, id, &s->info);
+
+	snprintf(s->node, sizeof(s->node), "/dev/ublkb%d", id);
+	if (opt->custody->node && opt->custody->node != run_node(id))
+		return -ESHUTDOWN; /* that number is somebody else's now, if anybody's */
+	if (ret == -ENODEV || ret == -EINVAL || (ret >= 0 && s->info.state == UBLK_S_DEV_DEAD)) {
+		s->id = ret < 0 ? -1 : id;
+		return -ESHUTDOWN;
+	}
+	if (ret < 0)
+		return qcow2_fail(err, ret, "%s: %s", s->node, strerror(-ret));
+	s->id = id;
+	s->stays = true;
+	s->copy = s->info.flags & UBLK_F_AUTO_BUF_REG ? &copy_zero : &copy_classic;
+	if ((s->info.flags & RECOVERY_FLAGS) == RECOVERY_FLAGS)
+		return 0;
+	return qcow2_fail(err, -EOPNOTSUPP, "%s: the kernel cannot give it another process", s->node);
+}
+
+/* The last server was stopping: finish that. */
+static int finish_stop(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
+	int ret = open_image(s, opt, 1, err);
+
+	if (ret) {
+		s->stays = true;
+		return ret;
+	}
+	return -ESHUTDOWN;
+}
+
+/* The dead server's rings let go of ublkcN some time after its end. */
+static int start_recovery(struct server *s, struct qcow2_error *err)
+{
+	int ret = -EBUSY;
+
+	for (unsigned ms = 0; ms < RECOVERY_WAIT_MS && ret == -EBUSY; ms++) {
+		ret = ctrl_start_recovery(s->ctrl, s->id);
+		if (ret == -EBUSY)
+			nap();
+	}
+	/* EINVAL (6.12): the last server had started the recovery and died before a queue was ready. It is still
+	 * started, and no tag has a FETCH: a queue asks for all of its tags in one system call, before it maps
+	 * anything. If it cannot be used after all, FETCH or the end of the recovery says so. */
+	if (ret < 0 && ret != -EINVAL)
+		return qcow2_fail(err, ret, "%s: cannot be recovered: %s", s->node, strerror(-ret));
+	return 0;
+}
+
+static int end_recovery(struct server *s, struct qcow2_error *err)
+{
+	int ret = ctrl_end_recovery(s->ctrl, s->id);
+
+	if (ret < 0)
+		return qcow2_fail(err, ret, "%s: cannot be recovered: %s", s->node, strerror(-ret));
+	s->started = true;
+	s->stays = false;
+	return 0;
+}
+
+static int bring_back(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
+	struct ublk_params params;
+	int ret = prepare(s, opt, err);
+
+	if (!ret)
+		ret = look_up(s, opt, err);
+	if (ret == -ESHUTDOWN)
+		return finish_stop(s, opt, err);
+	if (!ret)
+		ret = open_image(s, opt, s->info.nr_hw_queues, err);
+	if (ret)
+		return ret;
+	shape_device(s, opt, &params);
+	ret = start_recovery(s, err);
+	if (!ret)
+		ret = open_char(s, opt, err);
+	if (!ret)
+		ret = start_queues(s, opt->custody, err);
+	return ret ? ret : end_recovery(s, err);
+}
+
 int server_create(struct server **out, const struct server_options *opt, struct qcow2_error *err)
 {
 	struct server *s = calloc(1, sizeof(*s));
-	int ret;
+	int ret, stopped;
 
 	if (!s)
 		return qcow2_fail(err, -ENOMEM, "%s: out of memory", opt->image);
 	s->id = s->char_fd = s->zero_fd = s->dead_fd = -1;
-	ret = bring_up(s, opt, err);
+	test_switch_init();
+	if (opt->custody && opt->custody->recover)
+		ret = bring_back(s, opt, err);
+	else
+		ret = bring_up(s, opt, err);
 	if (ret) {
-		server_stop(s, NULL);
-		return ret;
+		stopped = server_stop(s, ret == -ESHUTDOWN ? err : NULL);
+		return ret == -ESHUTDOWN && stopped ? stopped : ret;
 	}
 	*out = s;
 	return 0;
@@ -351,6 +468,11 @@ bool server_zero_copy(const struct server *s)
 	return s->copy == &copy_zero;
 }
 
+bool server_direct_io(const struct server *s)
+{
+	return meta_files(s->meta)->align[0] > 1;
+}
+
 uint64_t server_size(const struct server *s)
 {
 	return s->size;
@@ -359,6 +481,11 @@ uint64_t server_size(const struct server *s)
 bool server_read_only(const struct server *s)
 {
 	return meta_read_only(s->meta);
+}
+
+int server_read_only_fd(const struct server *s)
+{
+	return meta_read_only_fd(s->meta);
 }
 
 unsigned server_queues(const struct server *s)

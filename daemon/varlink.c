@@ -10,8 +10,8 @@
 #define OUT_BOOL(name) SD_VARLINK_DEFINE_OUTPUT(name, SD_VARLINK_BOOL, 0)
 
 static SD_VARLINK_DEFINE_METHOD(Info, OUT_STRING(device), OUT_STRING(engine), OUT_INT(size),
-				OUT_BOOL(read_only), OUT_BOOL(zero_copy), OUT_INT(queues), OUT_INT(depth),
-				OUT_INT(pid));
+				OUT_BOOL(read_only), OUT_BOOL(zero_copy), OUT_BOOL(direct_io),
+				OUT_INT(queues), OUT_INT(depth), OUT_INT(pid));
 
 static SD_VARLINK_DEFINE_METHOD(Stats, OUT_STRING(device), OUT_STRING(engine), OUT_INT(hits), OUT_INT(misses),
 				OUT_INT(reads), OUT_INT(writes), OUT_INT(read_bytes), OUT_INT(write_bytes),

@@ -38,6 +38,7 @@ const struct command cmd_attach = {
 		"  --block-size=512|4096    logical block size (default 512)\n"
 		"  --backing-format=raw|qcow2\n"
 		"                           what the backing file is if the image does not say\n"
+		"  --repair=leaks           first free the clusters that a crash left allocated\n"
 		"  --foreground             serve from this process until SIGTERM, SIGINT or detach\n",
 };
 
@@ -187,7 +188,8 @@ static int take_option(struct attach *a, int opt)
 		return refuse(a, "--snapshot", "this version attaches the active state only");
 	case OPT_REPAIR:
 		ret = choose("--repair", repairs, &value);
-		return ret ? ret : refuse(a, "--repair", "use `qemu-img check -r leaks` before attaching");
+		a->opt.repair_leaks = value;
+		break;
 	}
 	return ret;
 }
@@ -202,6 +204,8 @@ static int parse(struct attach *a, int argc, char **argv)
 			return show_help(&cmd_attach);
 		ret = opt == '?' || opt == ':' ? bad_option(&cmd_attach, argv, opt) : take_option(a, opt);
 	}
+	if (!ret && a->opt.repair_leaks && a->opt.read_only)
+		ret = usage_error(&cmd_attach, "--repair: not with --read-only, which changes nothing");
 	if (!ret)
 		ret = want_arguments(&cmd_attach, argc, 1, "IMAGE");
 	return ret ? ret : -1;

@@ -17,16 +17,19 @@ const struct command cmd_list = {
 	.summary = "what is attached",
 	.help = "list [--json]\n"
 		"Every attached image: device, size, mode, engine, state, process, image.\n"
-		"State is live (it serves) or failed (its process died: detach removes it).\n",
+		"State is live (it serves), recovering (its process died, the next one takes over: I/O waits)\n"
+		"or failed (nobody serves it: I/O waits for `recover`).\n",
 };
 
-static const char *state_of(bool live)
+/* @live: one of its processes is. */
+static bool serves(const struct run_state *st, bool live)
 {
-	return live ? "live" : "failed";
+	return live && st->phase == RUN_LIVE;
 }
 
 static int add_json(sd_json_variant **list, const struct run_state *st, bool live)
 {
+	bool supervised = live && st->supervisor;
 	sd_json_variant *v = NULL;
 	int ret;
 
@@ -35,16 +38,19 @@ static int add_json(sd_json_variant **list, const struct run_state *st, bool liv
 		ret = json_add_string(&v, "image", st->image);
 	if (!ret)
 		ret = json_add_string(&v, "engine", st->engine);
-	if (ret >= 0 && live)
+	if (ret >= 0 && serves(st, live))
 		ret = sd_json_variant_set_field_integer(&v, "pid", st->pid);
+	if (ret >= 0 && supervised)
+		ret = sd_json_variant_set_field_integer(&v, "supervisor_pid", st->supervisor);
 	if (ret >= 0)
 		ret = sd_json_variant_merge_objectbo(
-			&v, SD_JSON_BUILD_PAIR_CONDITION(!live, "pid", SD_JSON_BUILD_NULL),
-			SD_JSON_BUILD_PAIR_NULL("supervisor_pid"),
-			SD_JSON_BUILD_PAIR_STRING("state", state_of(live)),
+			&v, SD_JSON_BUILD_PAIR_CONDITION(!serves(st, live), "pid", SD_JSON_BUILD_NULL),
+			SD_JSON_BUILD_PAIR_CONDITION(!supervised, "supervisor_pid", SD_JSON_BUILD_NULL),
+			SD_JSON_BUILD_PAIR_STRING("state", run_phase_name(st->phase)),
 			SD_JSON_BUILD_PAIR_UNSIGNED("size", st->size),
 			SD_JSON_BUILD_PAIR_BOOLEAN("read_only", st->read_only),
 			SD_JSON_BUILD_PAIR_BOOLEAN("zero_copy", st->zero_copy),
+			SD_JSON_BUILD_PAIR_BOOLEAN("direct_io", st->direct_io),
 			SD_JSON_BUILD_PAIR_UNSIGNED("queues", st->queues),
 			SD_JSON_BUILD_PAIR_UNSIGNED("depth", st->depth));
 	if (ret >= 0)
@@ -60,11 +66,11 @@ static int add_row(struct table *t, const struct run_state *st, bool live)
 				human_size(size, sizeof(size), st->size),
 				st->read_only ? "ro" : "rw",
 				st->engine,
-				state_of(live),
+				run_phase_name(st->phase),
 				pid,
 				shown(image, sizeof(image), st->image) };
 
-	snprintf(pid, sizeof(pid), live ? "%d" : "-", (int)st->pid);
+	snprintf(pid, sizeof(pid), serves(st, live) ? "%d" : "-", (int)st->pid);
 	return table_row(t, cells);
 }
 

@@ -16,7 +16,7 @@ const struct command cmd_stats = {
 	.run = run_stats,
 	.summary = "counters of a device",
 	.help = "stats DEVICE [--json]\n"
-		"Counters since the device was attached. A hit is a request whose mapping was in the "
+		"Counters since the process that serves the device started. A hit is a request whose mapping was in the "
 		"table.\n",
 };
 
@@ -53,11 +53,11 @@ static int run_stats(int argc, char **argv)
 	ret = find_device(argv[optind], true, &f, &err);
 	if (ret)
 		return report_error(&err, ret);
-	if (f.live)
+	if (f.live && f.state.phase == RUN_LIVE)
 		ret = control_call(&f.state, "Stats", &reply, &err);
 	else
-		ret = qcow2_fail(&err, -1, "%s: its process (pid %d) died: it has no counters",
-				 f.state.device, (int)f.state.pid);
+		ret = qcow2_fail(&err, -1, "%s: has no counters: it is %s", f.state.device,
+				 run_phase_name(f.state.phase));
 	if (ret)
 		qcow2_fail(&err, ret, "%s: its process (pid %d) did not answer", f.state.device,
 			   (int)f.state.pid);

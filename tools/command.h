@@ -15,7 +15,7 @@ struct command {
 	const char *help; /* what --help prints: synopsis and options */
 };
 
-extern const struct command cmd_attach, cmd_detach, cmd_list, cmd_stats, cmd_info, cmd_check, cmd_map,
-	cmd_features;
+extern const struct command cmd_attach, cmd_detach, cmd_recover, cmd_restart, cmd_list, cmd_stats, cmd_info,
+	cmd_check, cmd_map, cmd_features;
 
 #endif

@@ -1,132 +1,58 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * device_process.c - from the command to a process of its own, and what it tells its parent.
+ * device_process.c - from the command to a supervisor of its own, and what that tells its parent.
  *
  * The child writes lines to a pipe: "id N" as soon as the kernel has given it a device, then "ready DEVICE"
  * or "error TEXT". The end of file without either means that it died; the parent then deletes what "id"
- * named. There is one fork, before any thread exists. After "ready" the two have nothing to do with each
+ * named. There is one fork here, before any thread exists. After "ready" the two have nothing to do with each
  * other.
  *
  * The run directory exists from "id" on: should the parent die, too, `detach` finds what is left.
  */
 #include "device_process.h"
-#include "daemon/control.h"
 #include "daemon/ctrl.h"
 #include "daemon/log.h"
+#include "daemon/supervisor.h"
 #include "output.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define PIPE_FD 3
 
-struct process {
-	struct server_options opt;
-	struct server *server;
-	struct rundir *dir;
-	struct run_state state;
-	struct control *control;
-	FILE *tell; /* to the parent; NULL in the foreground */
-	struct qcow2_error err;
-};
+/* ---- being the supervisor in the background ---- */
 
-static void tell(struct process *p, const char *word, const char *text)
+static void tell(FILE *to, const char *word, const char *text)
 {
-	if (p->tell) {
-		fprintf(p->tell, "%s %s\n", word, text);
-		fflush(p->tell);
-	}
-}
-
-/* ---- being the device process ---- */
-
-/* The directory and as much of the state as is known. Failures are kept for later. */
-static int claim(struct process *p, int id)
-{
-	struct stat st;
-	char device[32];
-	int ret;
-
-	snprintf(device, sizeof(device), "/dev/ublkb%d", id);
-	p->state.id = id;
-	p->state.pid = getpid();
-	p->state.node = run_node(id);
-	p->state.device = strdup(device);
-	p->state.image = strdup(p->opt.image);
-	p->state.engine = strdup("");
-	if (!p->state.device || !p->state.image || !p->state.engine)
-		return qcow2_fail(&p->err, -ENOMEM, "%s: %s", p->opt.image, strerror(ENOMEM));
-	if (stat(p->opt.image, &st) == 0) {
-		p->state.image_dev = st.st_dev;
-		p->state.image_ino = st.st_ino;
-	}
-	ret = rundir_create(&p->dir, id, &p->err);
-	return ret ? ret : rundir_write(p->dir, &p->state, &p->err);
+	fprintf(to, "%s %s\n", word, text);
+	fflush(to);
 }
 
 static void on_added(void *ctx, int id)
 {
-	struct process *p = ctx;
 	char number[16];
 
 	snprintf(number, sizeof(number), "%d", id);
-	tell(p, "id", number);
-	claim(p, id);
+	tell(ctx, "id", number);
 }
 
-/* The device serves: say so in the directory. */
-static int publish(struct process *p)
+/* From here on there is nobody left to talk to. */
+static bool on_ready(void *ctx, const char *device)
 {
-	struct run_state *st = &p->state;
-	char *device = strdup(server_device(p->server)), *engine = strdup(server_engine(p->server));
-	int ret = device && engine ? 0 : -ENOMEM;
+	FILE *to = ctx;
+	bool heard;
 
-	if (!ret && !st->device)
-		ret = claim(p, server_id(p->server));
-	if (ret || !p->dir) {
-		free(device);
-		free(engine);
-		return qcow2_fail(&p->err, ret ? ret : -EIO, "%s: cannot be published", p->opt.image);
-	}
-	free(st->device);
-	free(st->engine);
-	st->device = device;
-	st->engine = engine;
-	st->size = server_size(p->server);
-	st->read_only = server_read_only(p->server);
-	st->zero_copy = server_zero_copy(p->server);
-	st->queues = server_queues(p->server);
-	st->depth = server_depth(p->server);
-	return rundir_write(p->dir, st, &p->err);
+	log_to_syslog();
+	dup2(0, 2);
+	tell(to, "ready", device);
+	heard = !ferror(to);
+	fclose(to);
+	return heard;
 }
-
-static int start(struct process *p)
-{
-	int ret;
-
-	control_block_signals();
-	p->opt.added = on_added;
-	p->opt.added_ctx = p;
-	ret = server_create(&p->server, &p->opt, &p->err);
-	if (!ret) {
-		ret = publish(p);
-		if (!ret)
-			ret = control_new(&p->control, p->server, p->dir, &p->state, &p->err);
-		if (ret)
-			server_stop(p->server, NULL);
-	}
-	if (ret)
-		rundir_remove(p->dir);
-	return ret;
-}
-
-/* ---- the background ---- */
 
 /* Nothing of the caller's stays open but standard error, which follows when all is well. */
 static int leave_caller(int fd)
@@ -142,39 +68,23 @@ static int leave_caller(int fd)
 	return 0;
 }
 
-static bool announce(struct process *p)
+static void __attribute__((noreturn)) child(struct supervisor_options *so, int fd)
 {
-	bool heard;
-
-	log_to_syslog();
-	dup2(0, 2);
-	tell(p, "ready", p->state.device);
-	heard = !ferror(p->tell);
-	fclose(p->tell);
-	p->tell = NULL;
-	return heard;
-}
-
-static void __attribute__((noreturn)) child(const struct server_options *opt, int fd)
-{
-	struct process p = { .opt = *opt };
+	struct qcow2_error err = { "" };
 	int ret = leave_caller(fd);
+	FILE *to = ret ? NULL : fdopen(PIPE_FD, "w");
 
-	p.tell = ret ? NULL : fdopen(PIPE_FD, "w");
-	if (!p.tell) {
+	if (!to) {
 		fprintf(stderr, "ublk-qcow2: device process: %s\n", strerror(ret ? -ret : errno));
 		_exit(EXIT_FAILURE);
 	}
-	ret = start(&p);
-	if (ret) {
-		tell(&p, "error", p.err.text[0] ? p.err.text : strerror(-ret));
-		_exit(EXIT_FAILURE);
-	}
-	if (!announce(&p)) /* nobody would ever know of the device */
-		kill(getpid(), SIGTERM);
-	ret = control_run(p.control);
-	run_state_clear(&p.state);
-	exit(ret ? EXIT_FAILURE : EXIT_SUCCESS);
+	so->added = on_added;
+	so->ready = on_ready;
+	so->ctx = to;
+	ret = supervisor_run(so, &err);
+	if (ret && err.text[0])
+		tell(to, "error", err.text);
+	_exit(ret ? EXIT_FAILURE : EXIT_SUCCESS);
 }
 
 /* ---- the parent ---- */
@@ -208,7 +118,7 @@ static void read_lines(int fd, struct report_lines *r)
 }
 
 /* The child died on its way: delete what it had made. */
-static int clean_up(const struct server_options *opt, int id, int status, struct qcow2_error *err)
+static int clean_up(const struct supervisor_options *so, int id, int status, struct qcow2_error *err)
 {
 	struct qcow2_error why = { "" };
 	struct rundir *dir = NULL;
@@ -228,10 +138,11 @@ static int clean_up(const struct server_options *opt, int id, int status, struct
 			snprintf(left, sizeof(left), "; /dev/ublkb%d is removed again", id);
 		rundir_remove(dir);
 	}
-	return qcow2_fail(err, -ECHILD, "%s: the device process %s%s", opt->image, how, left);
+	return qcow2_fail(err, -ECHILD, "%s: the device process %s%s",
+			  so->recover ? so->recover->device : so->opt->image, how, left);
 }
 
-int device_process_start(const struct server_options *opt, char *device, size_t size, struct qcow2_error *err)
+static int start(struct supervisor_options *so, char *device, size_t size, struct qcow2_error *err)
 {
 	struct report_lines r = { 0 };
 	int fd[2], status = 0;
@@ -246,7 +157,7 @@ int device_process_start(const struct server_options *opt, char *device, size_t 
 		return qcow2_fail(err, -errno, "fork: %s", strerror(errno));
 	}
 	if (pid == 0)
-		child(opt, fd[1]);
+		child(so, fd[1]);
 	close(fd[1]);
 	read_lines(fd[0], &r);
 	if (r.ready[0]) {
@@ -256,27 +167,44 @@ int device_process_start(const struct server_options *opt, char *device, size_t 
 	waitpid(pid, &status, 0);
 	if (r.error.text[0])
 		return qcow2_fail(err, -EIO, "%s", r.error.text);
-	return clean_up(opt, r.id, status, err);
+	if (so->recover && WIFEXITED(status) && !WEXITSTATUS(status))
+		return -ESHUTDOWN;
+	return clean_up(so, so->recover ? -1 : r.id, status, err);
+}
+
+int device_process_start(const struct server_options *opt, char *device, size_t size, struct qcow2_error *err)
+{
+	struct supervisor_options so = { .opt = opt };
+
+	return start(&so, device, size, err);
+}
+
+int device_process_recover(const struct run_state *st, struct qcow2_error *err)
+{
+	struct supervisor_options so = { .recover = st };
+	char device[64];
+
+	return start(&so, device, sizeof(device), err);
 }
 
 /* ---- the foreground ---- */
 
+static bool print_device(void *ctx, const char *device)
+{
+	printf("%s\n", device);
+	fflush(stdout);
+	return true;
+}
+
 int device_process_foreground(const struct server_options *opt, struct qcow2_error *err)
 {
-	struct process p = { .opt = *opt };
-	int ret = start(&p);
+	struct supervisor_options so = { .opt = opt, .foreground = true, .ready = print_device };
+	int ret;
 
-	if (ret) {
-		*err = p.err;
-		return ret;
-	}
 	if (chdir("/") < 0)
 		log_line(LOG_WARNING, "/: %s", strerror(errno));
-	printf("%s\n", p.state.device);
-	fflush(stdout);
-	ret = control_run(p.control);
-	if (ret)
-		qcow2_fail(err, ret, "%s: ended: %s", p.state.device, strerror(-ret));
-	run_state_clear(&p.state);
+	ret = supervisor_run(&so, err);
+	if (ret && !err->text[0])
+		qcow2_fail(err, ret, "%s: ended: %s", opt->image, strerror(-ret));
 	return ret;
 }

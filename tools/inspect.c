@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * inspect.c - read-only, buffered, with the locks of QEMU's read-only opener, so that nobody writes what
- * we read. --force-share goes without them: what it shows of an image in use may be torn.
+ * we read. --force-share goes without them: what it shows of an image in use may be torn. A repair alone
+ * opens for writing, with a writer's locks.
  */
 #include "inspect.h"
 #include "daemon/lock.h"
 #include "options.h"
 #include "output.h"
+#include "qcow2/repair.h"
 #include <errno.h>
 #include <getopt.h>
 #include <stdlib.h>
@@ -24,7 +26,11 @@ int inspect_parse(const struct command *cmd, int argc, char **argv, struct inspe
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
-	bool repair = false;
+	static const struct choice repairs[] = {
+		{ "leaks", QCOW2_REPAIR_LEAKS },
+		{ "all", QCOW2_REPAIR_ALL },
+		{ NULL, 0 },
+	};
 	int opt, ret;
 
 	memset(o, 0, sizeof(*o));
@@ -35,8 +41,10 @@ int inspect_parse(const struct command *cmd, int argc, char **argv, struct inspe
 			o->json = true;
 		else if (opt == 'U')
 			o->force_share = true;
+		else if (opt == 'r' && cmd == &cmd_check && !parse_choice(optarg, repairs, &o->repair_what))
+			return usage_error(cmd, "--repair=%s: must be leaks or all", optarg);
 		else if (opt == 'r' && cmd == &cmd_check)
-			repair = true;
+			o->repair = true;
 		else if (opt == 'r')
 			return usage_error(cmd, "--repair: unknown option");
 		else
@@ -45,17 +53,17 @@ int inspect_parse(const struct command *cmd, int argc, char **argv, struct inspe
 	ret = want_arguments(cmd, argc, 1, "IMAGE");
 	if (ret)
 		return ret;
+	if (o->repair && o->force_share)
+		return usage_error(cmd, "--repair: nobody else may use the image: not with --force-share");
 	o->image = argv[optind];
-	if (repair)
-		return report("%s: --repair: not supported by this build: use `qemu-img check -r leaks|all`",
-			      o->image);
 	return -1;
 }
 
 static int open_file(const char *path, bool force_share, enum lock_role role, struct host_file **out,
 		     int *fd_out, struct qcow2_error *err)
 {
-	int fd = image_open_fd(path, true, NULL, err), ret;
+	bool read_only = role != LOCK_IMAGE_RW;
+	int fd = image_open_fd(path, read_only, NULL, err), ret;
 
 	if (fd < 0)
 		return fd;
@@ -66,12 +74,12 @@ static int open_file(const char *path, bool force_share, enum lock_role role, st
 	}
 	if (fd_out)
 		*fd_out = fd;
-	return host_fdopen_sync(out, fd, path, true, err);
+	return host_fdopen_sync(out, fd, path, read_only, err);
 }
 
 int inspect_open(const struct inspect_options *o, struct host_file **out, int *fd, struct qcow2_error *err)
 {
-	return open_file(o->image, o->force_share, LOCK_INSPECT, out, fd, err);
+	return open_file(o->image, o->force_share, o->repair ? LOCK_IMAGE_RW : LOCK_INSPECT, out, fd, err);
 }
 
 int inspect_open_backing(void *ctx, const char *path, enum backing_format format, struct host_file **out,

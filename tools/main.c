@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * main.c - ublk-qcow2 COMMAND ...: finds the command and makes sure that its answer really got out.
+ * main.c - ublk-qcow2 COMMAND ...: finds the command and makes sure that its answer really got out. A supervisor
+ * starts its workers as `ublk-qcow2 worker`, which is nothing for people.
  */
 #include "command.h"
+#include "daemon/worker.h"
 #include "output.h"
 #include <errno.h>
 #include <stdio.h>
@@ -13,7 +15,8 @@
 #endif
 
 static const struct command *const commands[] = {
-	&cmd_attach, &cmd_detach, &cmd_list, &cmd_stats, &cmd_info, &cmd_check, &cmd_map, &cmd_features,
+	&cmd_attach, &cmd_detach, &cmd_recover, &cmd_restart, &cmd_list,
+	&cmd_stats,  &cmd_info,	  &cmd_check,	&cmd_map,     &cmd_features,
 };
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
@@ -72,6 +75,8 @@ static int run(int argc, char **argv)
 		puts("ublk-qcow2 " VERSION);
 		return EXIT_DONE;
 	}
+	if (strcmp(argv[1], "worker") == 0 && worker_wanted())
+		return worker_main();
 	cmd = find_command(argv[1]);
 	if (!cmd)
 		return usage(argv[1][0] == '-' ? "unknown option: " : "unknown command: ", argv[1]);

@@ -16,6 +16,7 @@
 
 struct server {
 	int dead_fd;
+	int read_only_fd;
 	int stop_result;
 };
 
@@ -29,9 +30,24 @@ int server_dead_fd(const struct server *s)
 	return s->dead_fd;
 }
 
+bool server_read_only(const struct server *s)
+{
+	return true; /* nobody asks before it became so */
+}
+
+int server_read_only_fd(const struct server *s)
+{
+	return s->read_only_fd;
+}
+
 void server_dump(struct server *s)
 {
 	fprintf(stderr, "dumped\n");
+}
+
+int server_leave(struct server *s, struct qcow2_error *err)
+{
+	return 0;
 }
 
 int server_stop(struct server *s, struct qcow2_error *err)
@@ -68,16 +84,19 @@ static void __attribute__((noreturn)) be_device(struct server *s, int ready)
 	struct rundir *d;
 
 	control_block_signals();
-	if (rundir_create(&d, 0, NULL) || rundir_write(d, &st, NULL) || control_new(&c, s, d, &st, NULL))
+	if (rundir_create(&d, 0, NULL) || rundir_write(d, &st, NULL) || control_new(&c, s, d, &st, NULL, NULL))
 		_exit(99);
 	if (write(ready, "x", 1) != 1)
 		_exit(98);
 	_exit(control_run(c) ? 1 : 0);
 }
 
-static pid_t start(int stop_result, int *dead_fd)
+/* The event descriptors of its data path, if they are wanted, are the caller's to close. */
+static pid_t start_with(int stop_result, int *dead_fd, int *read_only_fd)
 {
-	struct server s = { .dead_fd = eventfd(0, EFD_CLOEXEC), .stop_result = stop_result };
+	struct server s = { .dead_fd = eventfd(0, EFD_CLOEXEC),
+			    .read_only_fd = eventfd(0, EFD_CLOEXEC),
+			    .stop_result = stop_result };
 	int p[2];
 	pid_t pid;
 	char c;
@@ -93,7 +112,16 @@ static pid_t start(int stop_result, int *dead_fd)
 		*dead_fd = s.dead_fd;
 	else
 		close(s.dead_fd);
+	if (read_only_fd)
+		*read_only_fd = s.read_only_fd;
+	else
+		close(s.read_only_fd);
 	return pid;
+}
+
+static pid_t start(int stop_result, int *dead_fd)
+{
+	return start_with(stop_result, dead_fd, NULL);
 }
 
 static int end_of(pid_t pid)
@@ -195,6 +223,45 @@ static void signals_end_it(void **state)
 	}
 }
 
+static bool listed_read_only(void)
+{
+	struct run_state st;
+	bool live, ret;
+
+	assert_int_equal(rundir_read(0, &st, &live, NULL), 0);
+	assert_true(live);
+	ret = st.read_only;
+	run_state_clear(&st);
+	return ret;
+}
+
+/* Whoever lists the devices sees that one stopped taking writes, and it goes on serving. */
+static void becomes_read_only(void **state)
+{
+	sd_varlink *link;
+	sd_json_variant *v;
+	const char *error;
+	unsigned ms;
+	pid_t pid;
+	int fd;
+
+	pid = start_with(0, NULL, &fd);
+	assert_false(listed_read_only());
+	assert_int_equal(eventfd_write(fd, 1), 0);
+	for (ms = 0; ms < 5000 && !listed_read_only(); ms++)
+		usleep(1000);
+	assert_true(ms < 5000);
+	link = connect_to(0);
+	assert_true(sd_varlink_call(link, "io.ublkqcow2.Info", NULL, &v, &error) >= 0);
+	assert_null(error);
+	assert_true(sd_json_variant_boolean(sd_json_variant_by_key(v, "read_only")));
+	sd_varlink_close_unref(link);
+	close(fd);
+	kill(pid, SIGTERM);
+	assert_int_equal(end_of(pid), 0);
+	assert_gone();
+}
+
 static void death_of_the_data_path(void **state)
 {
 	int dead;
@@ -224,7 +291,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(stats_and_info),	    cmocka_unit_test(detach_answers_at_the_end),
 		cmocka_unit_test(detach_tells_what_failed), cmocka_unit_test(signals_end_it),
-		cmocka_unit_test(death_of_the_data_path),   cmocka_unit_test(detach_and_leave),
+		cmocka_unit_test(becomes_read_only),	    cmocka_unit_test(death_of_the_data_path),
+		cmocka_unit_test(detach_and_leave),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* The debug build's interposed allocator aborts while a mapped request is served, and only then. */
+/*
+ * The debug build: its interposed allocator aborts while a mapped request is served, and only then; its test
+ * switches come from the environment.
+ */
+#include "daemon/fastmap.h"
 #include "daemon/guard.h"
+#include "daemon/test_switch.h"
 #include "unit.h"
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifdef QUEUE_GUARD
@@ -69,10 +75,67 @@ static void only_mapped_requests_abort(void **state)
 #endif
 }
 
+#ifdef QUEUE_GUARD
+static uint64_t hit_ms(unsigned queue)
+{
+	struct timespec from, to;
+
+	clock_gettime(CLOCK_MONOTONIC, &from);
+	test_switch_hit(queue);
+	clock_gettime(CLOCK_MONOTONIC, &to);
+	return (uint64_t)((to.tv_sec - from.tv_sec) * 1000 + (to.tv_nsec - from.tv_nsec) / 1000000);
+}
+
+/* Whether a process with this in its environment refuses to start. */
+static bool refuses(const char *name, const char *value)
+{
+	int status;
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (!pid) {
+		close(2);
+		setenv(name, value, 1);
+		test_switch_init();
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	return WIFEXITED(status) && WEXITSTATUS(status) == 2;
+}
+#endif
+
+static void switches_are_read_from_the_environment(void **state)
+{
+#ifdef QUEUE_GUARD
+	test_switch_init();
+	assert_false(fastmap_test_skip_drain);
+	setenv("UBLK_QCOW2_TEST_SKIP_DRAIN", "1", 1);
+	setenv("UBLK_QCOW2_TEST_HIT_DELAY", "0x5:60000000:2", 1); /* a minute for those it does not concern */
+	test_switch_init();
+	assert_true(fastmap_test_skip_drain);
+	assert_true(hit_ms(1) < 60000 && hit_ms(3) < 60000 && hit_ms(0) < 60000); /* the last: one of two */
+	setenv("UBLK_QCOW2_TEST_SKIP_DRAIN", "0", 1);
+	setenv("UBLK_QCOW2_TEST_HIT_DELAY", "4:20000", 1);
+	test_switch_init();
+	assert_false(fastmap_test_skip_drain);
+	assert_true(hit_ms(2) >= 20 && hit_ms(2) >= 20);
+
+	assert_false(refuses("UBLK_QCOW2_TEST_SKIP_DRAIN", "1"));
+	assert_true(refuses("UBLK_QCOW2_TEST_SKIP_DRAIN", "yes"));
+	assert_true(refuses("UBLK_QCOW2_TEST_HIT_DELAY", "1"));
+	assert_true(refuses("UBLK_QCOW2_TEST_HIT_DELAY", "0:5"));
+	assert_true(refuses("UBLK_QCOW2_TEST_HIT_DELAY", "1:5:0"));
+	assert_true(refuses("UBLK_QCOW2_TEST_HIT_DELAY", "1:5ms"));
+#else
+	skip();
+#endif
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(only_mapped_requests_abort),
+		cmocka_unit_test(switches_are_read_from_the_environment),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

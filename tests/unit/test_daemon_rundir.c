@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -41,11 +42,16 @@ static void sample(struct run_state *st, int id)
 				  .pid = getpid(),
 				  .size = 1ull << 46,
 				  .zero_copy = true,
+				  .direct_io = true,
 				  .queues = 4,
 				  .depth = 64,
 				  .image_dev = 0xfe01,
 				  .image_ino = UINT64_MAX,
-				  .node = 1ull << 40 };
+				  .node = 1ull << 40,
+				  .supervisor = 4711,
+				  .phase = RUN_RECOVERING,
+				  .restarts = 7,
+				  .opt = { .discard = QCOW2_DISCARD_IGNORE, .block_size = 4096 } };
 }
 
 static void write_and_read(void **state)
@@ -69,7 +75,9 @@ static void write_and_read(void **state)
 	assert_string_equal(got.engine, st.engine);
 	assert_int_equal(got.pid, st.pid);
 	assert_true(got.size == st.size && got.image_ino == st.image_ino && got.node == st.node);
-	assert_true(got.zero_copy && !got.read_only && got.queues == 4 && got.depth == 64);
+	assert_true(got.zero_copy && got.direct_io && !got.read_only && got.queues == 4 && got.depth == 64);
+	assert_true(got.supervisor == 4711 && got.phase == RUN_RECOVERING && got.restarts == 7);
+	assert_true(got.opt.discard == QCOW2_DISCARD_IGNORE && got.opt.block_size == 4096 && !got.opt.lock);
 	run_state_clear(&got);
 	rundir_remove(d);
 	assert_int_equal(rundir_read(3, &got, &live, &err), -ENOENT);
@@ -118,6 +126,7 @@ static void lives_until_killed(void **state)
 	waitpid(pid, NULL, 0);
 	assert_int_equal(rundir_read(5, &st, &live, &err), 0);
 	assert_false(live);
+	assert_int_equal(st.phase, RUN_FAILED); /* whatever the state file says */
 	assert_string_equal(st.device, "/dev/ublkb5");
 	run_state_clear(&st);
 	assert_int_equal(rundir_take(&d, 5, NULL), 0);
@@ -226,10 +235,108 @@ static void not_utf8(void **state)
 	assert_int_equal(rundir_create(&d, 11, NULL), 0);
 	assert_int_equal(rundir_write(d, &st, NULL), 0);
 	assert_int_equal(rundir_read(11, &got, &live, NULL), 0);
-	assert_string_equal(got.image, "/img/\\xff.qcow2");
+	assert_string_equal(got.image, "/img/\xff.qcow2");
 	run_state_clear(&got);
 	run_state_clear(&st);
 	rundir_remove(d);
+}
+
+/* ---- the journal ---- */
+
+#define JOURNAL_SIZE 65536u
+
+static void *map(int fd)
+{
+	void *p = mmap(NULL, JOURNAL_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	assert_true(p != MAP_FAILED);
+	return p;
+}
+
+/* A journal, empty or with one record by its header. */
+static int make_journal(struct rundir *d, bool records)
+{
+	int fd = rundir_new_journal(JOURNAL_SIZE, NULL);
+	struct qcow2_journal j = { .size = JOURNAL_SIZE };
+
+	assert_true(fd >= 0);
+	j.mem = map(fd);
+	qcow2_journal_format(&j);
+	if (records)
+		((uint64_t *)j.mem)[8] = 1; /* head */
+	assert_int_equal(qcow2_journal_live(&j), records);
+	munmap(j.mem, JOURNAL_SIZE);
+	assert_int_equal(rundir_name_journal(d, fd, NULL), 0);
+	return fd;
+}
+
+static void journal_is_found_again(void **state)
+{
+	struct rundir *d, *shared;
+	char path[300];
+	int fd, again;
+
+	assert_int_equal(rundir_create(&d, 20, NULL), 0);
+	assert_int_equal(rundir_open_journal(d, NULL), -ENOENT);
+	assert_false(rundir_has_records(d));
+	fd = make_journal(d, false);
+	assert_false(rundir_has_records(d));
+	/* whoever shares the lock owns the directory as well */
+	assert_int_equal(rundir_share(&shared, 20, dup(rundir_lock_fd(d)), NULL), 0);
+	rundir_release(d);
+	assert_int_equal(rundir_take(&d, 20, NULL), -EBUSY);
+	rundir_release(shared);
+	assert_int_equal(rundir_take(&d, 20, NULL), 0);
+	close(fd);
+	again = rundir_open_journal(d, NULL);
+	assert_true(again >= 0);
+	close(again);
+	rundir_remove(d);
+	assert_int_equal(access(run_path(path, sizeof(path), 20, NULL), F_OK), -1);
+}
+
+/* As long as anybody has the dead process's description (its rings do), the journal cannot be had. */
+static void journal_waits_for_the_last_io(void **state)
+{
+	struct rundir *d;
+	int fd, again, status;
+	pid_t pid;
+
+	assert_int_equal(rundir_create(&d, 21, NULL), 0);
+	fd = make_journal(d, false);
+	pid = fork();
+	if (!pid) {
+		usleep(400000);
+		_exit(0);
+	}
+	close(fd);
+	again = rundir_open_journal(d, NULL);
+	assert_true(again >= 0);
+	assert_int_equal(waitpid(pid, &status, WNOHANG), pid); /* not before it was gone */
+	close(again);
+	rundir_remove(d);
+}
+
+/* A journal with records survives the next device of that number; an empty one does not. */
+static void journal_is_not_overwritten(void **state)
+{
+	struct rundir *d;
+	char kept[300], path[400];
+	struct stat st;
+
+	for (int records = 0; records < 2; records++) {
+		assert_int_equal(rundir_create(&d, 22, NULL), 0);
+		close(make_journal(d, records));
+		assert_int_equal(rundir_has_records(d), records);
+		assert_int_equal(stat(run_path(path, sizeof(path), 22, "journal"), &st), 0);
+		snprintf(kept, sizeof(kept), "%s/journal.22.%llu", root, (unsigned long long)st.st_ino);
+		rundir_release(d);
+		assert_int_equal(rundir_create(&d, 22, NULL), 0);
+		assert_int_equal(access(path, F_OK), -1);
+		assert_int_equal(access(kept, F_OK), records ? 0 : -1);
+		rundir_remove(d);
+	}
+	unlink(kept);
 }
 
 int main(void)
@@ -242,6 +349,9 @@ int main(void)
 		cmocka_unit_test(lists_sorted),
 		cmocka_unit_test(damaged_state),
 		cmocka_unit_test(not_utf8),
+		cmocka_unit_test(journal_is_found_again),
+		cmocka_unit_test(journal_waits_for_the_last_io),
+		cmocka_unit_test(journal_is_not_overwritten),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

@@ -3,7 +3,8 @@
 # kernels: stable backports
 # timeout: 400
 # group: vm
-# What people do with it: a file system on the device, a tree in it, detach, attach again, everything still there.
+# What people do with it: a file system on the device, a tree of sources and one of odd files in it, detach, attach again,
+# everything still there.
 # shellcheck source-path=SCRIPTDIR
 set -eu -o pipefail
 . "$(dirname "$0")/cli.bash"
@@ -26,6 +27,33 @@ write_tree() { # DIRECTORY
 	ln -s ../large "$1/deep/link"
 }
 
+# A real tree of sources, this project's own, as a tar archive and unpacked on the guest's root: $base/source and copies of it.
+copies=12
+top=$(cd "$(dirname "$0")/../.." && pwd)
+have_source() {
+	if [ -d "$base/source" ]; then return; fi
+	tar -C "$top" --exclude=./build --exclude=./.git -cf "$base/source.tar" .
+	mkdir "$base/source"
+	tar -C "$base/source" -xf "$base/source.tar"
+	[ "$(find "$base/source" -type f | wc -l)" -gt 100 ] || fail "$top: hardly any files"
+}
+
+unpack() { # DIRECTORY
+	local i
+	for ((i = 0; i < copies; i++)); do
+		mkdir -p "$1/$i"
+		tar -C "$1/$i" -xf "$base/source.tar"
+	done
+}
+
+same_source() { # DIRECTORY COUNT: the first COUNT copies, byte for byte, and nothing else
+	local i
+	[ "$(find "$1" -mindepth 1 -maxdepth 1 | wc -l)" = "$2" ] || fail "$1: not $2 copies"
+	for ((i = 0; i < $2; i++)); do
+		diff -r --no-dereference "$base/source" "$1/$i" >"$work/out" || fail "$1/$i: not what was unpacked"
+	done
+}
+
 sums_of() { (cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum); }
 
 same_tree() { # DIRECTORY SUMS
@@ -40,12 +68,14 @@ settle() { # IMAGE: at rest, and both checkers agree
 
 # life IMAGE MKFS...: the whole life of a file system, discards included.
 life() {
-	local image=$1
+	local image=$1 i
 	shift
 	attach "$image"
 	expect 0 "$@" "$dev"
 	mounted "$dev"
 	write_tree "$mnt/tree"
+	have_source
+	unpack "$mnt/source"
 	sums_of "$mnt/tree" >"$work/sums"
 	same_tree "$mnt/tree" "$work/sums"
 	expect 1 ublk-qcow2 detach "$dev"	# mounted
@@ -57,6 +87,8 @@ life() {
 	attach "$image"
 	mounted "$dev"
 	same_tree "$mnt/tree" "$work/sums"
+	same_source "$mnt/source" $copies
+	for ((i = 2; i < copies; i++)); do rm -r "$mnt/source/$i"; done
 	rm -r "$mnt/tree/deep" "$mnt/tree/large"
 	cp -r "$mnt/tree" "$mnt/again"
 	(cd "$mnt/tree" && sums_of .) >"$work/sums"
@@ -70,6 +102,7 @@ life() {
 	mkdir -p "$mnt"
 	mount -o ro "$dev" "$mnt" || fail "mount read-only"
 	same_tree "$mnt/again" "$work/sums"
+	same_source "$mnt/source" 2
 	umount "$mnt"
 	detach "$dev"
 }

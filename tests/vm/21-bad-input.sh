@@ -159,8 +159,8 @@ case_backing() {
 	detach "$dev"
 }
 
+# (A dirty image is repaired: 20-cli.)
 case_features() {
-	broken 72 '\0\0\0\0\0\0\0\1' "the image was not closed"
 	broken 72 '\0\0\0\0\0\0\0\2' "marked corrupt"
 	broken 72 '\0\0\0\0\0\0\0\4' "external data file"
 	broken 72 '\0\0\0\0\0\0\0\20' "extended L2"

@@ -82,6 +82,29 @@ nothing_left() {
 	[ -z "$left" ] || fail "left behind: $left"
 }
 
+# ---- processes ----
+
+# What `list` says of $dev.
+member() { ublk-qcow2 list --json | jq -r ".[] | select(.device == \"$dev\") | .$1"; }
+
+# until_true CMD...: true within 30 s
+until_true() {
+	for _ in {1..300}; do "$@" && return; sleep 0.1; done
+	fail "still not: $*"
+}
+is_state() { [ "$(member state)" = "$1" ]; }
+is_dead() { [ ! -d "/proc/$1" ]; }
+
+# Worker and supervisor of $dev, at the same time.
+kill_both() {
+	local pid supervisor
+	pid=$(member pid) supervisor=$(member supervisor_pid)
+	kill -STOP "$supervisor" # so that it cannot start another worker in between
+	kill -9 "$pid" "$supervisor"
+	until_true is_dead "$pid"
+	until_true is_dead "$supervisor"
+}
+
 run_cases() {
 	local name
 	for name in $(declare -F | sed -n 's/^declare -f case_//p'); do

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_switch.c - the debug build's switches, from the environment (see the header).
+ *
+ * Owns the switches; built with QUEUE_GUARD only. Written once before the queue threads start, then only
+ * read.
+ */
+#include "test_switch.h"
+#include "fastmap.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static struct {
+	unsigned long queues; /* bit mask */
+	unsigned long us, every;
+} delay;
+
+static void refuse(const char *name, const char *value)
+{
+	fprintf(stderr, "ublk-qcow2: %s=%s: not understood\n", name, value);
+	exit(2);
+}
+
+static void read_delay(const char *name, const char *value)
+{
+	char *end;
+
+	delay.every = 1;
+	delay.queues = strtoul(value, &end, 0);
+	if (*end != ':' || !delay.queues)
+		refuse(name, value);
+	delay.us = strtoul(end + 1, &end, 10);
+	if (*end == ':')
+		delay.every = strtoul(end + 1, &end, 10);
+	if (*end || !delay.every)
+		refuse(name, value);
+}
+
+void test_switch_init(void)
+{
+	static const char skip_name[] = "UBLK_QCOW2_TEST_SKIP_DRAIN",
+			  delay_name[] = "UBLK_QCOW2_TEST_HIT_DELAY";
+	const char *skip = getenv(skip_name), *hit_delay = getenv(delay_name);
+
+	if (skip && strcmp(skip, "0") && strcmp(skip, "1"))
+		refuse(skip_name, skip);
+	fastmap_test_skip_drain = skip && *skip == '1';
+	if (hit_delay)
+		read_delay(delay_name, hit_delay);
+}
+
+void test_switch_hit(unsigned queue)
+{
+	static __thread unsigned long hits;
+	struct timespec t = { .tv_sec = (time_t)(delay.us / 1000000),
+			      .tv_nsec = (long)(delay.us % 1000000) * 1000 };
+
+	if (delay.us && queue < 64 && delay.queues >> queue & 1 && ++hits % delay.every == 0)
+		nanosleep(&t, NULL);
+}

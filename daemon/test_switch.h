@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * test_switch.h - with QUEUE_GUARD (library daemon-guarded): switches that let a test break or widen what the
+ * mapping table's protocol guards. Without: nothing.
+ *
+ *   UBLK_QCOW2_TEST_SKIP_DRAIN=1                    fastmap_test_skip_drain
+ *   UBLK_QCOW2_TEST_HIT_DELAY=QUEUES:US[:EVERY]     on the queues of the bit mask QUEUES every EVERY-th hit
+ *                                                   (default: each) sleeps US microseconds between its lookup
+ *                                                   and its data I/O
+ */
+#ifndef DAEMON_TEST_SWITCH_H
+#define DAEMON_TEST_SWITCH_H
+
+#ifdef QUEUE_GUARD
+/* Read the environment; before any queue thread runs. Ends the process when it cannot be understood. */
+void test_switch_init(void);
+/* On the thread of that queue, while it holds the range counter. */
+void test_switch_hit(unsigned queue);
+#else
+static inline void test_switch_init(void)
+{
+}
+
+static inline void test_switch_hit(unsigned queue)
+{
+	(void)queue;
+}
+#endif
+
+#endif
