@@ -87,6 +87,13 @@ static int setup_ring(struct queue *q)
 	return 0;
 }
 
+static void close_ring(struct queue *q)
+{
+	/* at once: deleting the device waits for the last user of ublkcN */
+	io_uring_unregister_files(&q->ring);
+	io_uring_queue_exit(&q->ring);
+}
+
 static int map_descriptors(struct queue *q)
 {
 	off_t pos = UBLKSRV_CMD_BUF_OFFSET + (off_t)(q->opt.id * iod_bytes(UBLK_MAX_QUEUE_DEPTH));
@@ -99,7 +106,23 @@ static int map_descriptors(struct queue *q)
 	return 0;
 }
 
-/* Ask for a request on every tag. */
+/* What the driver has against a FETCH. One that it takes does not complete before the device is started. */
+static int refusal(struct queue *q)
+{
+	struct io_uring_cqe *cqe;
+	unsigned head;
+
+	uring_enter(&q->ring);
+	io_uring_for_each_cqe(&q->ring, head, cqe)
+	{
+		if (cqe->res < 0)
+			return cqe->res;
+	}
+	return 0;
+}
+
+/* Ask for a request on every tag. Starting the device, or ending its recovery, would wait for a refused one
+ * for ever. */
 static int fetch_all(struct queue *q)
 {
 	int ret;
@@ -110,7 +133,7 @@ static int fetch_all(struct queue *q)
 	do
 		ret = io_uring_submit(&q->ring);
 	while (uring_again(ret) || (ret > 0 && io_uring_sq_ready(&q->ring)));
-	return ret < 0 ? ret : 0;
+	return ret < 0 ? ret : refusal(q);
 }
 
 static int setup(struct queue *q)
@@ -136,7 +159,7 @@ static int setup(struct queue *q)
 	return 0;
 
 exit_ring:
-	io_uring_queue_exit(&q->ring);
+	close_ring(q);
 	return ret;
 }
 
@@ -223,9 +246,7 @@ static void *queue_main(void *arg)
 	if (q->ret)
 		return NULL;
 	serve(q);
-	io_uring_unregister_files(
-		&q->ring); /* at once: deleting the device waits for the last user of ublkcN */
-	io_uring_queue_exit(&q->ring);
+	close_ring(q);
 	munmap((void *)q->iod, iod_bytes(q->opt.depth));
 	if (write(q->opt.dead_fd, &one, sizeof(one)) != sizeof(one))
 		return NULL; /* it is readable already */
