@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include "alloc.h"
+#include "broken.h"
 #include "journal.h"
 #include "metamap.h"
 #include "refcount.h"
@@ -59,7 +60,7 @@ static int is_free(struct qcow2_image *img, uint64_t cluster, struct op *waiter)
 
 	if (ret || count)
 		return ret;
-	meta = metamap_get(img->meta, cluster);
+	meta = BROKEN(OVERLAP) ? META_NONE : metamap_get(img->meta, cluster);
 	if (meta == META_QUARANTINE)
 		return 0;
 	return meta == META_NONE ? 1 : image_corrupt(img);

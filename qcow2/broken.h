@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * broken.h - the rules of commit.c, each of which the build for tests/crash can break, to prove that the
- * power-cut simulator notices. In the product every BROKEN() is false at compile time.
+ * power-cut simulator notices (those that are no order: that test_peer_failures does). In the product every BROKEN()
+ * is false at compile time.
  */
 #ifndef QCOW2_BROKEN_H
 #define QCOW2_BROKEN_H
@@ -21,6 +22,8 @@ enum qcow2_rule {
 	RULE_FLUSH_LAST, /* 7 */
 	RULE_FSYNC_FAILURE, /* 7: is never forgotten */
 	RULE_FROZEN, /* entries of the next generation do not ride along */
+	RULE_OVERLAP, /* no order: nothing is allocated or written upon metadata */
+	RULE_REUSE, /* no order: freed clusters are used again */
 	RULES,
 };
 extern enum qcow2_rule qcow2_broken;

@@ -287,7 +287,7 @@ static bool in_place(struct qcow2_image *img, const struct block *b)
 	};
 	enum meta_type is = metamap_get(img->meta, cluster_of(&img->geo, b->off));
 
-	return is == want[b->type] || (b->type == BLK_L2 && is == META_L2_NEW);
+	return is == want[b->type] || (b->type == BLK_L2 && is == META_L2_NEW) || BROKEN(OVERLAP);
 }
 
 static void freeze(void *ctx, struct block *b)
@@ -505,7 +505,8 @@ static void release_quarantine(struct commit *c)
 
 			if (metamap_get(c->img->meta, cluster) == META_QUARANTINE)
 				metamap_set(c->img->meta, cluster, META_NONE);
-			alloc_freed(c->img, cluster);
+			if (!BROKEN(REUSE))
+				alloc_freed(c->img, cluster);
 		}
 	c->img->stats.freed += c->lowered_closing.clusters;
 	runs_clear(&c->lowered_closing);

@@ -19,7 +19,7 @@
 
 enum qcow2_rule qcow2_broken;
 
-/* In the order of enum qcow2_rule; at the end what the simulator's own table breaks. */
+/* In the order of enum qcow2_rule, without those that no power cut shows; at the end what the simulator's own table breaks. */
 static const struct {
 	const char *name, *what;
 	const char *families; /* where it can be seen, the likeliest first */
@@ -125,9 +125,9 @@ int main(int argc, char **argv)
 	if (!scratch_make())
 		return 77;
 	for (i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
-		for (k = 1; k < argc && strcmp(argv[k], rules[i].name); k++)
+		for (k = 1; rules[i].name && k < argc && strcmp(argv[k], rules[i].name); k++)
 			;
-		if (argc == 1 || k < argc)
+		if (rules[i].name && (argc == 1 || k < argc))
 			failed += !prove(i);
 	}
 	for (i = 0; i < nfamilies; i++)
