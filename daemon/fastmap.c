@@ -20,6 +20,8 @@
  * is not itself being waited for. So every withdrawal that has to wait takes a stamp from one global clock. A
  * flip covers all stamps given out before it; a bucket whose drain ended with a stamp above the flip's still
  * wanted is flipped again. A withdrawal is drained when every bucket of its range is done up to its stamp.
+ * Each word that is zeroed starts a drain, so a withdrawal that finds only zeroes, and no drain running,
+ * waits for nobody: as a rule the first write to a cluster, while hits on its neighbours are in flight.
  *
  * Slots: a slice lives in one of the 4 ways of the set its number hashes to. A victim's header and words are
  * zeroed, and it counts as dying until its old slice's bucket is drained: a reader that saw the old header is
@@ -400,10 +402,16 @@ static int find_slot(const struct fastmap *f, uint64_t slice)
 	return -1;
 }
 
-static void clear_words(struct fastmap *f, unsigned slot, unsigned first, unsigned end)
+/* True if one of the words said something. */
+static bool clear_words(struct fastmap *f, unsigned slot, unsigned first, unsigned end)
 {
-	for (unsigned i = first; i < end; i++)
+	uint64_t said = 0;
+
+	for (unsigned i = first; i < end; i++) {
+		said |= f->slot[slot].word[i];
 		__atomic_store_n(&f->slot[slot].word[i], 0, __ATOMIC_RELAXED);
+	}
+	return said;
 }
 
 /* Take a slot away from its slice; true if it can be used again at once. */
@@ -413,7 +421,7 @@ static bool kill_slot(struct fastmap *f, unsigned slot)
 	struct pending_drain p;
 
 	__atomic_store_n(&f->slot[slot].slice_plus_1, 0, __ATOMIC_RELAXED);
-	clear_words(f, slot, 0, FASTMAP_SLICE_CLUSTERS);
+	(void)clear_words(f, slot, 0, FASTMAP_SLICE_CLUSTERS);
 	p = start_drain(f, w->slice, w->slice + 1);
 	count(&f->used, -1);
 	w->stamp = p.stamp;
@@ -497,14 +505,31 @@ static void publish(void *ctx, uint64_t guest, uint64_t len, enum word_kind kind
 	}
 }
 
-/* Zero the words of clusters [first, end) that lie in a slot's slice. */
-static void clear_range(struct fastmap *f, unsigned slot, uint64_t first, uint64_t end)
+/* Zero the words of clusters [first, end) that lie in a slot's slice; true if one of them said something. */
+static bool clear_range(struct fastmap *f, unsigned slot, uint64_t first, uint64_t end)
 {
 	uint64_t base = f->way[slot].slice * FASTMAP_SLICE_CLUSTERS;
 	uint64_t lo = first > base ? first - base : 0;
 	uint64_t hi = end - base < FASTMAP_SLICE_CLUSTERS ? end - base : FASTMAP_SLICE_CLUSTERS;
 
-	clear_words(f, slot, (unsigned)lo, (unsigned)hi);
+	return clear_words(f, slot, (unsigned)lo, (unsigned)hi);
+}
+
+/* Whether no drain of a slice's bucket is running: who saw a word that was zeroed before has left. */
+static bool settled(struct fastmap *f, uint64_t slice)
+{
+	const struct drains *d = &f->drains[bucket_of(slice)];
+
+	advance_bucket(f, bucket_of(slice));
+	return d->done >= d->flipped;
+}
+
+/* Zero the words of clusters [first, end) of a slice; true if a reader may still use one of them. */
+static bool clear_slice(struct fastmap *f, uint64_t slice, uint64_t first, uint64_t end)
+{
+	int slot = find_slot(f, slice);
+
+	return slot < 0 || clear_range(f, (unsigned)slot, first, end) || !settled(f, slice);
 }
 
 static int withdraw(void *ctx, uint64_t guest, uint64_t len, struct op *waiter)
@@ -513,22 +538,22 @@ static int withdraw(void *ctx, uint64_t guest, uint64_t len, struct op *waiter)
 	uint64_t first = guest >> f->cluster_bits, end = first + ((len - 1) >> f->cluster_bits) + 1;
 	uint64_t slice = first / FASTMAP_SLICE_CLUSTERS, slices = (end - 1) / FASTMAP_SLICE_CLUSTERS + 1;
 	struct pending_drain p, *keep;
-	int slot;
+	bool in_use = false;
 
 	if (!len || !f->cluster_bits)
 		return 0;
 	count(&f->withdrawals, 1);
 	if (slices - slice < f->sets) {
 		for (uint64_t s = slice; s < slices; s++)
-			if ((slot = find_slot(f, s)) >= 0)
-				clear_range(f, (unsigned)slot, first, end);
+			in_use |= clear_slice(f, s, first, end);
 	} else {
+		in_use = true;
 		for (unsigned i = 0; i < f->sets * WAYS; i++)
 			if (f->way[i].state == WAY_USED && f->way[i].slice >= slice &&
 			    f->way[i].slice < slices)
-				clear_range(f, i, first, end);
+				(void)clear_range(f, i, first, end);
 	}
-	if (fastmap_test_skip_drain)
+	if (!in_use || fastmap_test_skip_drain)
 		return 0;
 	p = start_drain(f, slice, slices);
 	if (pending_done(f, &p))

@@ -166,6 +166,35 @@ static void a_withdrawal_waits_for_its_readers(void **state)
 	fastmap_free(x.f);
 }
 
+/* Readers of other clusters of the slice are not waited for when the range has no words, as before a first
+ * write; but those who may have seen words that are just being drained are. */
+static void a_withdrawal_of_nothing_waits_for_nobody(void **state)
+{
+	struct fixture x = make(1 << 20, 1);
+	uint64_t slots, withdrawals, drains;
+	struct fastmap_hold hold;
+	struct op op, again;
+
+	publish(&x, 0, CLUSTER, WORD_DATA, 0, 0, true);
+	hold = fastmap_enter(x.f, 0, 0);
+	assert_true(hit(&x, 0, 512, true));
+	assert_int_equal(withdraw(&x, CLUSTER, 7 * CLUSTER, &op), 0);
+	assert_true(hit(&x, 0, 512, true));
+	fastmap_counts(x.f, &slots, &withdrawals, &drains);
+	assert_true(withdrawals == 1 && drains == 0);
+
+	assert_int_equal(withdraw(&x, 0, 8 * CLUSTER, &op), -EWOULDBLOCK);
+	assert_int_equal(withdraw(&x, 0, CLUSTER, &again), -EWOULDBLOCK); /* its word is zero by now */
+	assert_false(drained(&x, &again));
+	fastmap_leave(x.f, 0, hold);
+	assert_true(drained(&x, &op));
+	assert_true(drained(&x, &again));
+	hold = fastmap_enter(x.f, 0, 0);
+	assert_int_equal(withdraw(&x, 0, CLUSTER, &again), 0); /* drained before this reader came */
+	fastmap_leave(x.f, 0, hold);
+	fastmap_free(x.f);
+}
+
 static void a_second_withdrawal_waits_for_later_readers(void **state)
 {
 	struct fixture x = make(1 << 20, 2);
@@ -415,6 +444,7 @@ int main(void)
 		cmocka_unit_test(what_a_word_cannot_hold),
 		cmocka_unit_test(ranges_over_slices),
 		cmocka_unit_test(a_withdrawal_waits_for_its_readers),
+		cmocka_unit_test(a_withdrawal_of_nothing_waits_for_nobody),
 		cmocka_unit_test(a_second_withdrawal_waits_for_later_readers),
 		cmocka_unit_test(a_bucket_is_shared_and_a_large_range_has_all),
 		cmocka_unit_test(a_slot_is_reused_when_its_readers_left),
