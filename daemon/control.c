@@ -136,6 +136,12 @@ static int on_death(sd_event_source *source, int fd, uint32_t revents, void *use
 {
 	struct control *c = userdata;
 
+	if (server_can_be_followed(c->server)) {
+		/* As if killed: holds that an I/O thread took with it may block an orderly end for ever, and
+		 * the journal has all that counts. */
+		log_line(LOG_ERR, "%s: its I/O threads ended: left to the next process", c->state->device);
+		_exit(EXIT_FAILURE);
+	}
 	c->stop = c->died = true;
 	log_line(LOG_ERR, "%s: the device went away: deleted by someone else, or its I/O threads ended",
 		 c->state->device);

@@ -25,7 +25,8 @@ int control_new(struct control **out, struct server *server, struct rundir *dir,
  * Serve until SIGTERM, SIGINT, a Detach, the supervisor's order or the end of the data path; then stop the
  * server, have the directory removed (by the supervisor if it lives), answer whoever asked for it, free all
  * (the server and the directory, too). If the order was to leave, the device and the directory stay. 0 if
- * everything ended well; else what went wrong was logged.
+ * everything ended well; else what went wrong was logged. If the data path ended though the device is there
+ * and can have another process, this one ends at once, with EXIT_FAILURE, as if it had been killed.
  */
 int control_run(struct control *c);
 

@@ -528,3 +528,11 @@ int server_dead_fd(const struct server *s)
 {
 	return s->dead_fd;
 }
+
+bool server_can_be_followed(const struct server *s)
+{
+	struct ublksrv_ctrl_dev_info info;
+
+	return (s->info.flags & RECOVERY_FLAGS) == RECOVERY_FLAGS &&
+	       ctrl_get_info(s->ctrl, s->id, &info) >= 0 && info.state != UBLK_S_DEV_DEAD;
+}

@@ -64,6 +64,8 @@ void server_get_stats(struct server *s, struct server_stats *out);
 /* Readable when the device went away without server_stop() (deleted by someone else) or the
  * data path died. */
 int server_dead_fd(const struct server *s);
+/* Whether the device is there and the driver would give it to another process, if this one ended now. */
+bool server_can_be_followed(const struct server *s);
 /*
  * Stop the device (no more requests), commit and close the image, delete the device, free. err gets
  * the first failure; everything is released in any case. The caller has checked that nobody uses it.

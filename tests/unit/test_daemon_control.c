@@ -18,6 +18,7 @@ struct server {
 	int dead_fd;
 	int read_only_fd;
 	int stop_result;
+	bool stays; /* its device is there whatever happens to the data path */
 };
 
 void server_get_stats(struct server *s, struct server_stats *out)
@@ -28,6 +29,11 @@ void server_get_stats(struct server *s, struct server_stats *out)
 int server_dead_fd(const struct server *s)
 {
 	return s->dead_fd;
+}
+
+bool server_can_be_followed(const struct server *s)
+{
+	return s->stays;
 }
 
 bool server_read_only(const struct server *s)
@@ -84,7 +90,8 @@ static void __attribute__((noreturn)) be_device(struct server *s, int ready)
 	struct rundir *d;
 
 	control_block_signals();
-	if (rundir_create(&d, 0, NULL) || rundir_write(d, &st, NULL) || control_new(&c, s, d, &st, NULL, NULL))
+	if (rundir_create(&d, 0, NULL) || rundir_write(d, &st, NULL) ||
+	    control_new(&c, s, d, &st, NULL, NULL))
 		_exit(99);
 	if (write(ready, "x", 1) != 1)
 		_exit(98);
@@ -92,15 +99,14 @@ static void __attribute__((noreturn)) be_device(struct server *s, int ready)
 }
 
 /* The event descriptors of its data path, if they are wanted, are the caller's to close. */
-static pid_t start_with(int stop_result, int *dead_fd, int *read_only_fd)
+static pid_t start_server(struct server s, int *dead_fd, int *read_only_fd)
 {
-	struct server s = { .dead_fd = eventfd(0, EFD_CLOEXEC),
-			    .read_only_fd = eventfd(0, EFD_CLOEXEC),
-			    .stop_result = stop_result };
 	int p[2];
 	pid_t pid;
 	char c;
 
+	s.dead_fd = eventfd(0, EFD_CLOEXEC);
+	s.read_only_fd = eventfd(0, EFD_CLOEXEC);
 	assert_int_equal(pipe(p), 0);
 	pid = fork();
 	if (!pid)
@@ -121,7 +127,7 @@ static pid_t start_with(int stop_result, int *dead_fd, int *read_only_fd)
 
 static pid_t start(int stop_result, int *dead_fd)
 {
-	return start_with(stop_result, dead_fd, NULL);
+	return start_server((struct server){ .stop_result = stop_result }, dead_fd, NULL);
 }
 
 static int end_of(pid_t pid)
@@ -245,7 +251,7 @@ static void becomes_read_only(void **state)
 	pid_t pid;
 	int fd;
 
-	pid = start_with(0, NULL, &fd);
+	pid = start_server((struct server){ .stop_result = 0 }, NULL, &fd);
 	assert_false(listed_read_only());
 	assert_int_equal(eventfd_write(fd, 1), 0);
 	for (ms = 0; ms < 5000 && !listed_read_only(); ms++)
@@ -273,6 +279,28 @@ static void death_of_the_data_path(void **state)
 	close(dead);
 }
 
+/* The device is there without it: nothing is stopped or removed, the next process finds all as after a kill.
+ */
+static void death_that_leaves_the_device(void **state)
+{
+	struct server s = { .stays = true };
+	struct run_state st;
+	struct rundir *dir;
+	bool live;
+	int dead;
+	pid_t pid = start_server(s, &dead, NULL);
+
+	assert_int_equal(eventfd_write(dead, 1), 0);
+	assert_int_equal(end_of(pid), 1);
+	close(dead);
+	assert_int_equal(rundir_read(0, &st, &live, NULL), 0);
+	assert_false(live);
+	assert_int_equal(st.phase, RUN_FAILED);
+	run_state_clear(&st);
+	assert_int_equal(rundir_take(&dir, 0, NULL), 0);
+	rundir_remove(dir);
+}
+
 /* A client that leaves in the middle changes nothing. */
 static void detach_and_leave(void **state)
 {
@@ -289,9 +317,13 @@ static void detach_and_leave(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(stats_and_info),	    cmocka_unit_test(detach_answers_at_the_end),
-		cmocka_unit_test(detach_tells_what_failed), cmocka_unit_test(signals_end_it),
-		cmocka_unit_test(becomes_read_only),	    cmocka_unit_test(death_of_the_data_path),
+		cmocka_unit_test(stats_and_info),
+		cmocka_unit_test(detach_answers_at_the_end),
+		cmocka_unit_test(detach_tells_what_failed),
+		cmocka_unit_test(signals_end_it),
+		cmocka_unit_test(becomes_read_only),
+		cmocka_unit_test(death_of_the_data_path),
+		cmocka_unit_test(death_that_leaves_the_device),
 		cmocka_unit_test(detach_and_leave),
 	};
 
