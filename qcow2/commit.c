@@ -37,6 +37,7 @@
 
 #define HEADER_WORDS 14u /* of 8 bytes: all that is ever changed of the header */
 #define LOWER_MAX (64u << 10) /* clusters on their way to be freed before writers wait */
+#define UNREAD_MAX 1024u /* runs, far from filling a journal; more are leaked */
 
 struct run {
 	uint64_t first, n; /* host clusters */
@@ -66,11 +67,13 @@ struct commit {
 	enum stage stage;
 	int failed; /* first error of this commit */
 	struct runs lower_open, lower_closing; /* references dropped, not yet applied */
+	struct runs unread; /* nor can they be, as their refcount block is not read: the next commit tries again */
 	struct runs lowered, lowered_closing; /* applied to the cache: quarantine */
 	size_t applied; /* lower_closing: runs done */
 	struct runs new_open, new_closing; /* new L2 tables (first = cluster) */
 	struct block *header; /* always cached, pinned for the image's life */
 	bool first_write_done, autoclear_pending;
+	bool closing; /* what is unread stays leaked */
 };
 
 static enum step commit_close(struct op *op);
@@ -170,6 +173,7 @@ void commit_free(struct qcow2_image *img)
 		return;
 	runs_free(&c->lower_open);
 	runs_free(&c->lower_closing);
+	runs_free(&c->unread);
 	runs_free(&c->lowered);
 	runs_free(&c->lowered_closing);
 	runs_free(&c->new_open);
@@ -239,7 +243,12 @@ void commit_restore_lower(struct qcow2_image *img, uint64_t first, uint64_t n)
 
 bool commit_lower_pending(const struct qcow2_image *img)
 {
-	return img->commit->lower_open.n || img->commit->lower_closing.n;
+	return img->commit->lower_open.n || img->commit->lower_closing.n || img->commit->unread.n;
+}
+
+void commit_closing(struct qcow2_image *img)
+{
+	img->commit->closing = true;
 }
 
 static void each_run(const struct runs *r, size_t from, void (*fn)(void *ctx, uint64_t first, uint64_t n), void *ctx)
@@ -251,6 +260,7 @@ static void each_run(const struct runs *r, size_t from, void (*fn)(void *ctx, ui
 
 void commit_each_lower(struct qcow2_image *img, void (*fn)(void *ctx, uint64_t first, uint64_t n), void *ctx)
 {
+	each_run(&img->commit->unread, 0, fn, ctx);
 	each_run(&img->commit->lower_closing, img->commit->applied, fn, ctx);
 	each_run(&img->commit->lower_open, 0, fn, ctx);
 }
@@ -333,6 +343,9 @@ static enum step commit_close(struct op *op)
 		}
 	}
 	if (!c->failed) {
+		if (c->closing)
+			runs_clear(&c->unread);
+		runs_move(&c->lower_open, &c->unread);
 		runs_move(&c->lower_closing, &c->lower_open);
 		runs_move(&c->lowered_closing, &c->lowered);
 		runs_move(&c->new_closing, &c->new_open);
@@ -512,7 +525,7 @@ static void release_quarantine(struct commit *c)
 	runs_clear(&c->lowered_closing);
 }
 
-/* Lower one cluster in the cache; 0, -EWOULDBLOCK or an error (the cluster then stays leaked). */
+/* Lower one cluster in the cache; 0, -EWOULDBLOCK or an error. */
 static int lower_one(struct commit *c, struct op *op, uint64_t cluster)
 {
 	struct qcow2_image *img = c->img;
@@ -555,12 +568,15 @@ static enum step commit_apply_lower(struct op *op)
 
 		if (ret == -EWOULDBLOCK)
 			return STEP_NEXT;
-		op->err = 0; /* a refcount block that cannot be read: the cluster stays leaked */
+		op->err = 0;
 		if (!r->n) {
 			c->applied++;
 			continue;
 		}
-		journal_lowered(c->img, r->first);
+		/* Not read: for another time. Any other error, and what is too much: the cluster stays leaked. */
+		if (ret >= 0 || ret == -EUCLEAN || ret == -EEXIST || c->unread.n >= UNREAD_MAX ||
+		    runs_add(&c->unread, r->first, 1))
+			journal_lowered(c->img, r->first);
 		r->first++;
 		r->n--;
 		if (journal_reserve_short(c->img)) {

@@ -412,11 +412,13 @@ static enum step close_commit(struct op *op)
 
 	/* A corrupt image (mode ro) too keeps what was written before that was noticed. */
 	if (op->err || !c->img->commit || c->img->lost || c->img->mode == MODE_FAILED ||
-	    (c->err && !commit_dirty(c->img))) {
+	    (c->err && !commit_dirty(c->img) && !commit_lower_pending(c->img))) {
 		c->err = op->err ? op->err : c->img->lost ? -EIO : 0;
 		c->done = true;
 		return STEP_DONE;
 	}
+	if (c->err)
+		commit_closing(c->img);
 	c->err = 1; /* at least one commit, so that everything written is durable */
 	commit_wait(c->img, op);
 	return STEP_NEXT;

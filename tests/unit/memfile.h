@@ -45,6 +45,7 @@ struct disk {
 	unsigned fail_nth; /* the nth of them from now on (1 = the next); 0 = none */
 	bool fail_always; /* and all after it */
 	unsigned failed; /* so many did */
+	void (*on_fail)(const struct host_io *io); /* is told of each, but for pread */
 	unsigned seen[HOST_FSYNC + 1];
 	unsigned opened, delivered;
 	void *journal; /* memimg.h: of the image opened last */
@@ -236,6 +237,8 @@ static inline int disk_carry_out(struct disk *d, const struct host_io *io)
 		assert_int_equal((io->off | io->len) % d->dio_align, 0);
 	else
 		assert_int_equal((io->off | io->len) % 512, 0);
+	if (fails && d->on_fail)
+		d->on_fail(io);
 	if (fails) /* torn: anything up to half of it may have got there */
 		len = io->op == HOST_WRITE || io->op == HOST_ZERO ? io->len / 1024 * 512 : 0;
 	if (io->op == HOST_READ && !fails)
@@ -323,6 +326,8 @@ static inline unsigned memfile_poll(struct host_file *file, bool wait)
 
 static inline int memfile_pread(struct host_file *file, void *buf, size_t len, uint64_t off)
 {
+	if (disk_shall_fail(disk_of(file), HOST_READ))
+		return disk_of(file)->fail_err;
 	disk_get(disk_of(file), off, buf, len);
 	return 0;
 }

@@ -3,8 +3,7 @@
  * The writer: in place, allocating, around partial clusters (fresh, used before, zero with a host cluster,
  * shared, compressed), below the host's direct I/O granularity, and several writers of one cluster.
  */
-#include "memimg.h"
-#include <zlib.h>
+#include "compressed.h"
 
 #define CS 4096ull
 
@@ -164,22 +163,6 @@ static void zero_alloc_shared(void **state)
 	finish();
 }
 
-/* Put a compressed cluster of bytes @fill at @guest; its L2 table exists. */
-static void put_compressed(uint64_t guest, int fill)
-{
-	uint8_t plain[CS], packed[CS];
-	z_stream z = { .next_in = plain, .avail_in = CS, .next_out = packed, .avail_out = CS };
-	uint64_t host = disk_append(d), sectors;
-
-	memset(plain, fill, CS);
-	assert_int_equal(deflateInit2(&z, 9, Z_DEFLATED, -12, 9, Z_DEFAULT_STRATEGY), Z_OK);
-	assert_int_equal(deflate(&z, Z_FINISH), Z_STREAM_END);
-	sectors = (z.total_out - 1) / 512;
-	disk_put(d, host, packed, z.total_out);
-	deflateEnd(&z);
-	disk_set_be(d, disk_l2_at(d, guest), QCOW2_L2_COMPRESSED | sectors << (62 - 4) | host, 8);
-}
-
 static void over_compressed(void **state)
 {
 	uint64_t old;
@@ -187,8 +170,8 @@ static void over_compressed(void **state)
 	start(&(struct spec){ 0 });
 	assert_int_equal(do_write(img, 10 * CS, CS, 1), 0);
 	close_image(img);
-	put_compressed(CS, 0x61);
-	put_compressed(2 * CS, 0x62);
+	disk_compressed(d, CS, 0x61);
+	disk_compressed(d, 2 * CS, 0x62);
 	assert_clean(d);
 	img = open_image(d, NULL);
 	reads(img, CS, CS, 0x61);
@@ -211,7 +194,7 @@ static void over_bad_compressed(void **state)
 	start(&(struct spec){ 0 });
 	assert_int_equal(do_write(img, 10 * CS, CS, 1), 0);
 	close_image(img);
-	put_compressed(CS, 0x61);
+	disk_compressed(d, CS, 0x61);
 	before = disk_entry(d, CS);
 	disk_put(d, before & 0x3ffffffffffffffull, "\xff\xff\xff\xff", 4);
 	img = open_image(d, NULL);
