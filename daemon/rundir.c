@@ -245,15 +245,14 @@ int rundir_open_dump(struct rundir *d)
 int rundir_new_journal(size_t size, struct qcow2_error *err)
 {
 	struct flock fl;
-	int fd, ret = 0;
+	int fd, ret;
 
 	if (mkdir(root(), 0755) < 0 && errno != EEXIST)
 		return qcow2_fail(err, -errno, "%s: %s", root(), strerror(errno));
 	fd = open(root(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return qcow2_fail(err, -errno, "%s: journal: %s", root(), strerror(errno));
-	if (ftruncate(fd, (off_t)size) < 0)
-		ret = -errno;
+	ret = -posix_fallocate(fd, 0, (off_t)size); /* a hole that cannot be filled later would be SIGBUS */
 	if (!ret)
 		ret = lock_op(fd, F_OFD_SETLK, &fl);
 	if (!ret)

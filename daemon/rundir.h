@@ -71,8 +71,8 @@ int rundir_share(struct rundir **out, int id, int lock, struct qcow2_error *err)
 
 /* ---- the journal ---- */
 
-/* A new file of @size bytes (the journal, and behind it struct stamps), zeroes, without a name, locked. A
- * descriptor or -errno. */
+/* A new file of @size bytes (the journal, and behind it struct stamps), zeroes, without a name, locked, all of
+ * its room taken. A descriptor or -errno; -ENOSPC: /run is too full. */
 int rundir_new_journal(size_t size, struct qcow2_error *err);
 /* Give it its name in the directory. */
 int rundir_name_journal(struct rundir *d, int fd, struct qcow2_error *err);

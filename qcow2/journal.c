@@ -17,15 +17,15 @@
  *  - A RESET with both sets is published before tail moves: what the sets were before it does not matter any
  * more.
  *
- * Room, in records (capacity N = 174757 for QCOW2_JOURNAL_BYTES). A change of one cached L2 block is at most
+ * Room, in records (capacity N = 87376 for QCOW2_JOURNAL_BYTES). A change of one cached L2 block is at most
  * 2 per entry; `slack` is that, and the few of the makers and of requests that fail. Requests change nothing
  * while more than `limit` and one per run of ALLOC are in use (A of these: one per request in flight, so
  * thousands at most), so at most F = limit + slack + A are in use when they stop, the sets' runs included
  * (each was recorded after tail). Only lowering goes on, as long as 3 F are free. Of those a commit that ends
  * takes 1 + F (RESET and sets), a recovery once as many, and makers and failing requests the rest. After a
  * truncation RESET, sets and what came during the commit are at most 2 F, so that lowering gets on if N >= 6
- * F: limit = N / 6 - slack at most. With QCOW2_JOURNAL_BYTES limit is 10922, slack 1088, N / 6 29126: A may
- * be 17116. Should it overflow all the same, the image fails; what is published stays true.
+ * F: limit = N / 6 - slack at most. With QCOW2_JOURNAL_BYTES limit is 5461, slack 1088, N / 6 14562: A may
+ * be 8013. Should it overflow all the same, the image fails; what is published stays true.
  *
  * A power cut loses the journal, and nothing of the ordering in commit.c rests on it.
  */
@@ -35,7 +35,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LIMIT_BYTES (256u << 10) /* of records: more makes requests wait for a commit */
+#define LIMIT_BYTES (128u << 10) /* of records: more makes requests wait for a commit */
 #define LIMIT_MIN 16u
 #define LOOK_BACK 4u
 

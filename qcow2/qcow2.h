@@ -66,7 +66,7 @@ struct qcow2_options {
  * A journal: memory that outlives the process (a file on tmpfs), so that a kill at any moment loses nothing that
  * a request's done() reported, flushed or not. It knows nothing that survives a reboot: a power cut is what it was.
  */
-#define QCOW2_JOURNAL_BYTES (4u << 20)
+#define QCOW2_JOURNAL_BYTES (2u << 20)
 struct qcow2_journal {
 	void *mem; /* 8-byte aligned, the caller's; in use until the image is closed */
 	uint64_t size; /* bytes: qcow2_journal_size(), smaller ones are for tests */

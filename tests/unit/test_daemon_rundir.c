@@ -270,6 +270,19 @@ static int make_journal(struct rundir *d, bool records)
 	return fd;
 }
 
+/* Its memory is there from the start: a page that cannot be had later is a SIGBUS in the worker. */
+static void journal_has_its_memory(void **state)
+{
+	int fd = rundir_new_journal(JOURNAL_SIZE, NULL);
+	struct stat st;
+
+	assert_true(fd >= 0);
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_int_equal(st.st_size, JOURNAL_SIZE);
+	assert_true(st.st_blocks * 512 >= JOURNAL_SIZE);
+	close(fd);
+}
+
 static void journal_is_found_again(void **state)
 {
 	struct rundir *d, *shared;
@@ -349,6 +362,7 @@ int main(void)
 		cmocka_unit_test(lists_sorted),
 		cmocka_unit_test(damaged_state),
 		cmocka_unit_test(not_utf8),
+		cmocka_unit_test(journal_has_its_memory),
 		cmocka_unit_test(journal_is_found_again),
 		cmocka_unit_test(journal_waits_for_the_last_io),
 		cmocka_unit_test(journal_is_not_overwritten),
