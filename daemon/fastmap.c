@@ -31,6 +31,7 @@
  * Nothing here outlives the process.
  */
 #include "fastmap.h"
+#include "memory.h"
 #include "qcow2/op.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -125,7 +126,10 @@ static void *map_zeroed(size_t size)
 {
 	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-	return p == MAP_FAILED ? NULL : p;
+	if (p == MAP_FAILED)
+		return NULL;
+	memory_fill(p, size); /* a hit must not wait for memory */
+	return p;
 }
 
 int fastmap_new(struct fastmap **out, unsigned cluster_bits, uint64_t cache_bytes, unsigned readers)

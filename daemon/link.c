@@ -7,6 +7,7 @@
  * it.
  */
 #include "link.h"
+#include "memory.h"
 #include "message.h"
 #include "settings.h"
 #include <errno.h>
@@ -105,6 +106,7 @@ static int map_journal(struct custody *c, int fd)
 	p = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (p == MAP_FAILED)
 		return -errno;
+	memory_fill(p, (size_t)st.st_size);
 	c->journal = p;
 	c->journal_size = (size_t)st.st_size - sizeof(*c->stamps);
 	c->stamps = (void *)((char *)p + c->journal_size);

@@ -182,7 +182,7 @@ static void give_buffers_back(struct queue *q)
 {
 	if (q->mapped || q->missed || io_uring_cq_ready(&q->ring))
 		return;
-	madvise(q->buffers, (size_t)q->opt.depth * MAX_IO_BYTES, MADV_DONTNEED);
+	madvise(q->buffers, (size_t)q->opt.depth * MAX_IO_BYTES, MADV_DONTNEED_LOCKED); /* 5.18 */
 	for (unsigned tag = 0; tag < q->opt.depth; tag++)
 		q->request[tag].touched = 0;
 	q->touched = 0;

@@ -21,28 +21,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static void set_oom_score(const char *score)
-{
-	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-
-	if (fd < 0)
-		return;
-	if (score[0])
-		(void)!write(fd, score, strlen(score)); /* a preference */
-	close(fd);
-}
-
-void program_protect(struct program *p)
-{
-	int fd = open("/proc/self/oom_score_adj", O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? 0 : read(fd, p->oom_score, sizeof(p->oom_score) - 1);
-
-	p->oom_score[n < 0 ? 0 : n] = '\0';
-	if (fd >= 0)
-		close(fd);
-	set_oom_score("-900");
-}
-
 int program_find(struct program *p)
 {
 	ssize_t n = readlink("/proc/self/exe", p->path, sizeof(p->path) - 1);
@@ -61,7 +39,6 @@ static void __attribute__((noreturn)) become_worker(const struct program *p, boo
 {
 	char *const argv[] = { (char *)"ublk-qcow2", (char *)"worker", (char *)image, NULL };
 
-	set_oom_score(p->oom_score);
 	if (sock == LINK_FD ? fcntl(sock, F_SETFD, 0) < 0 : dup2(sock, LINK_FD) < 0)
 		_exit(127);
 	if (!self && p->path[0])

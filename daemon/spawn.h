@@ -13,12 +13,9 @@
 struct program {
 	char path[PATH_MAX]; /* "": unknown */
 	int self;
-	char oom_score[16]; /* what its workers get */
 };
 
 int program_find(struct program *p); /* 0 or -errno */
-/* This process holds little memory and is what a device survives by: the kernel had better kill a worker. */
-void program_protect(struct program *p);
 
 /* One worker, as its supervisor sees it. */
 struct process {

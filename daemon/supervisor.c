@@ -29,6 +29,7 @@
 #include "supervisor.h"
 #include "ctrl.h"
 #include "log.h"
+#include "memory.h"
 #include "message.h"
 #include "orders.h"
 #include "spawn.h"
@@ -589,7 +590,7 @@ static int prepare(struct supervisor *s, struct qcow2_error *err)
 		ret = catch_signals(s);
 	if (ret)
 		return qcow2_fail(err, ret, "supervisor: %s", strerror(-ret));
-	program_protect(&s->program);
+	memory_protect(s->state.image);
 	if (s->so->recover)
 		return take_over(s, err);
 	if (s->state.opt.read_only)

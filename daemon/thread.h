@@ -7,8 +7,7 @@
 
 /* 0 or -errno. */
 int thread_start(pthread_t *out, const char *name, void *(*fn)(void *), void *arg);
-/* For a thread on the I/O path, before it sets up its ring: its allocations never wait for I/O to our own
- * device. */
+/* For a thread on the I/O path, first of all: has its stack there. */
 void thread_io_path(void);
 
 #endif

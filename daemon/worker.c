@@ -10,6 +10,7 @@
 #include "control.h"
 #include "link.h"
 #include "log.h"
+#include "memory.h"
 #include "server.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -129,6 +130,7 @@ int worker_main(void)
 		log_line(LOG_ERR, "%s", w.err.text);
 		return EXIT_FAILURE;
 	}
+	memory_protect(w.start.opt.image);
 	ret = serve(&w);
 	link_close(w.link, &w.start);
 	return ret ? EXIT_FAILURE : EXIT_SUCCESS;

@@ -1,0 +1,167 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# kernels: stable backports
+# timeout: 1200
+# group: vm
+# vm: --mem=512M
+# A guest with little memory: swap space on the device, and more dirty pages than memory holds, over an empty image and over
+# an overlay. Nothing hangs, nothing is lost, none of our processes is killed or paged out, and an idle device is small.
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/cli.bash"
+
+processes() { member pid; member supervisor_pid; }
+
+# What the device may need is in memory and stays there; no allocation of a thread that does I/O waits for I/O.
+is_locked() {
+	local pid task flags
+	for pid in $(processes); do
+		awk '/^VmSwap:/ && $2 { exit 1 }' "/proc/$pid/status" || fail "$pid is swapped out"
+		awk '/^(Pss|Locked):/ { v[$1] = $2 } END { exit v["Pss:"] > v["Locked:"] + 256 }' "/proc/$pid/smaps_rollup" ||
+			fail "$pid: not locked: $(grep -E '^(Pss|Locked)' "/proc/$pid/smaps_rollup" | tr '\n' ' ')"
+		[ "$(cat "/proc/$pid/oom_score_adj")" -le -900 ] || fail "$pid: oom_score_adj"
+		for task in "/proc/$pid/task/"*; do # io_uring's threads, too
+			flags=$(sed 's/.*) //' "$task/stat" 2>/dev/null | cut -d ' ' -f 7)
+			((!${#flags} || (flags & 0x80000))) || fail "$(cat "$task/comm"): no PF_MEMALLOC_NOIO"
+		done
+	done
+}
+
+# MiB that can be had without swapping.
+available() { awk '/^MemAvailable:/ { print int($2 / 1024) }' /proc/meminfo; }
+
+# Two processes that write and read more memory than there is.
+hogs() { # MIB: of each
+	cat >"$work/hog.py" <<-'PY'
+		import mmap, os, sys
+		pages, seed = int(sys.argv[1]) << 8, os.urandom(4064)
+		mem = mmap.mmap(-1, pages << 12, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+		page = lambda turn, i: b"%16x%16x" % (turn, i) + seed
+		for turn in range(3):
+		    for i in range(pages):
+		        if turn and mem[i << 12:(i + 1) << 12] != page(turn - 1, i):
+		            sys.exit(f"page {i} in turn {turn}: another content")
+		        mem[i << 12:(i + 1) << 12] = page(turn, i)
+	PY
+	local pids=() pid
+	for _ in 1 2; do
+		python3 "$work/hog.py" "$1" >>"$work/out" 2>&1 &
+		pids+=($!)
+	done
+	for pid in "${pids[@]}"; do
+		wait "$pid" || fail "a process got another status than 0: $?"
+	done
+}
+
+calm() { # IMAGE: at the end
+	local killed
+	killed=$(dmesg | grep -E 'oom-kill|Out of memory|blocked for more than') && fail "$killed"
+	detach "$dev"
+	clean "$1"
+	expect 0 ublk-qcow2 check "$1"
+	prints "No errors were found on the image."
+}
+
+swap_on() { # IMAGE
+	attach "$1"
+	expect 0 mkswap "$dev"
+	expect 0 swapon --discard "$dev"
+	hogs $((($(available) + 200) / 2))
+	grep -q "^$dev " /proc/swaps || fail "no swap space"
+	is_locked
+	expect 0 swapoff "$dev"
+	expect 0 ublk-qcow2 stats "$dev" --json
+	json '.writes > 1000 and .misses > 100'
+	calm "$1"
+}
+
+storm_on() { # IMAGE
+	local mib=$(($(available) + 100)) i
+	attach "$1"
+	expect 0 mkfs.ext4 -q -F "$dev"
+	mkdir -p mnt && mount "$dev" mnt || fail "mount"
+	head -c 4M /dev/urandom >seed
+	for ((i = 0; i < mib; i += 4)); do
+		{ echo $i; cat seed; } >"mnt/$i" || fail "write"
+	done
+	sync -f mnt || fail "sync"
+	is_locked
+	echo 3 >/proc/sys/vm/drop_caches
+	for ((i = 0; i < mib; i += 4)); do
+		{ echo $i; cat seed; } | cmp - "mnt/$i" || fail "mnt/$i: another content"
+	done
+	umount mnt || fail "umount"
+	calm "$1"
+}
+
+backed() { # IMAGE MIB
+	image base.qcow2 "$2M"
+	qemu-io -c "write -q -P 97 0 $2M" base.qcow2 >out || fail "qemu-io"
+	image -b base.qcow2 -F qcow2 "$1"
+}
+
+case_idle() {
+	local pid sum=0
+	image a.qcow2 1T
+	attach a.qcow2
+	for pid in $(processes); do
+		# shellcheck disable=SC2046
+		set -- $(awk '/^Pss_(Anon|Shmem):/ { print $2 }' "/proc/$pid/smaps_rollup")
+		echo "$pid: Pss_Anon $1 KiB, Pss_Shmem (journal) $2 KiB"
+		((sum += $1 + $2))
+	done
+	((sum <= 4096)) || fail "$sum KiB for an idle device"
+	is_locked
+	calm a.qcow2
+}
+
+# Room in /run is taken when the device is attached: later it would be a signal.
+case_run_is_full() {
+	image a.qcow2 64M
+	mkdir run && mount -t tmpfs -o size=1M tmpfs run || fail "mount"
+	expect 1 env UBLK_QCOW2_RUNDIR="$work/run" ublk-qcow2 attach a.qcow2
+	one_error
+	says "No space left on device"
+	umount run
+}
+
+case_swap() {
+	image a.qcow2 1G
+	swap_on a.qcow2
+}
+
+case_swap_on_overlay() {
+	backed a.qcow2 600
+	swap_on a.qcow2
+}
+
+case_storm() {
+	echo 90 >/proc/sys/vm/dirty_ratio
+	echo 80 >/proc/sys/vm/dirty_background_ratio
+	image a.qcow2 2G
+	storm_on a.qcow2
+}
+
+case_storm_on_overlay() {
+	backed a.qcow2 700
+	storm_on a.qcow2
+}
+
+# With the swap space's worker dead: nothing that the supervisor needs may have to come from there.
+case_killed() {
+	local pid
+	image a.qcow2 1G
+	attach a.qcow2
+	expect 0 mkswap "$dev"
+	expect 0 swapon "$dev"
+	pid=$(member pid)
+	(sleep 3; kill -9 "$pid") &
+	hogs $((($(available) + 200) / 2))
+	wait
+	until_true is_state live
+	[ "$(member pid)" != "$pid" ] || fail "it was not killed"
+	is_locked
+	expect 0 swapoff "$dev"
+	calm a.qcow2
+}
+
+run_cases "$@"
