@@ -8,7 +8,7 @@
  * log-replay --some=SEED LOG TARGET POSITION
  *     writes of the entries from POSITION up to the next FLUSH or FUA, but without that, about half: the
  *     device lost power before it ended, having written part of its cache in no order.
- * Exit status: 0, 1 = failed, 2 = usage, 3 = the log has ended, there was no FLUSH or FUA any more.
+ * Exit status: 0, 1 = failed, 2 = usage, 3 = the log has ended before that stop.
  *
  * The log (Documentation/admin-guide/device-mapper/log-writes.rst), little endian, in sectors of the logged
  * device: a super block; then for each entry a sector with its header (a mark's name behind it), and its data
@@ -200,7 +200,7 @@ static void next_entry(struct replay *r, const struct entry *e)
 	r->entry++;
 }
 
-/* Through the @count-th FLUSH or FUA. */
+/* Through the @count-th stop. */
 static int replay_all(struct replay *r, unsigned long count)
 {
 	struct entry e;
@@ -209,7 +209,7 @@ static int replay_all(struct replay *r, unsigned long count)
 		if (read_entry(r, &e) || (!(e.flags & MARK) && apply(r, &e)))
 			return -1;
 		next_entry(r, &e);
-		count -= (e.flags & (FLUSH | FUA)) != 0;
+		count -= (e.flags & (FLUSH | FUA | MARK)) != 0;
 	}
 	return count ? END_OF_LOG : 0;
 }
