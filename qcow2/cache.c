@@ -138,8 +138,11 @@ static void load_done(struct host_io *io, int res)
 {
 	struct block *b = io->owner;
 	struct cache *c = b->cache;
+
 	b->loading = false;
 	b->valid = !res;
+	if (!res && c->img->overlay)
+		overlay_patch(c->img->overlay, b->data, b->off, c->img->geo.block_size);
 	waitq_wake(&b->waiters, res); /* they run later, and look again */
 	if (res || b->doomed)
 		block_free(c, b);

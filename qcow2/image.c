@@ -259,6 +259,7 @@ void image_free_one(struct qcow2_image *img)
 {
 	commit_free(img);
 	journal_free(img);
+	overlay_free(img->overlay);
 	map_free(img);
 	refcount_free(img);
 	alloc_free(img);
@@ -284,12 +285,40 @@ static int resume(struct qcow2_image *img, const struct qcow2_journal *mem, cons
 	for (i = lower->start; i < lower->n; i++)
 		if (lower->v[i].n)
 			commit_restore_lower(img, lower->v[i].first, lower->v[i].n);
-	if (journal_is_lost(img)) {
-		img->lost = true;
-		image_set_mode(img, MODE_RO);
-	}
 	if (commit_lower_pending(img))
 		commit_start(img);
+	return 0;
+}
+
+/* Open the chain, after its journal was applied or, if an fsync had failed, with *over. */
+static int open_chain(struct qcow2_image **out, struct host_file *file, const struct qcow2_options *opt,
+		      const struct cluster_set *lower, struct overlay **over, struct qcow2_error *err)
+{
+	struct qcow2_options o = *opt;
+	struct qcow2_image *img;
+	int ret;
+
+	if (*over) { /* never written again */
+		o.read_only = true;
+		o.journal = NULL;
+	}
+	ret = image_open_one(&img, file, &o, NULL, err);
+	if (ret)
+		return ret;
+	img->lost = *over;
+	img->overlay = *over;
+	*over = NULL;
+	ret = chain_open(img, &o, err);
+	if (!ret && o.journal)
+		ret = resume(img, o.journal, lower, err);
+	if (ret) {
+		chain_close(img);
+		image_free_one(img);
+		return ret;
+	}
+	if (o.table)
+		img->table = *o.table;
+	*out = img;
 	return 0;
 }
 
@@ -297,32 +326,19 @@ int qcow2_open(struct qcow2_image **out, struct host_file *file, const struct qc
 	       struct qcow2_error *err)
 {
 	struct cluster_set lower = { 0 };
-	struct qcow2_image *img;
+	struct overlay *over = NULL;
 	int ret = 0;
 
 	if (opt->journal)
 		ret = opt->read_only ?
 			      qcow2_fail(err, -EINVAL, "%s: read-only, but with a journal", file->path) :
-			      journal_replay(file, opt->journal, &lower, err);
+			      journal_replay(file, opt->journal, &lower, &over, err);
 	if (ret) {
 		file->ops->close(file);
 		return ret;
 	}
-	ret = image_open_one(&img, file, opt, NULL, err);
-	if (ret)
-		goto out;
-	ret = chain_open(img, opt, err);
-	if (!ret && opt->journal)
-		ret = resume(img, opt->journal, &lower, err);
-	if (ret) {
-		chain_close(img);
-		image_free_one(img);
-		goto out;
-	}
-	if (opt->table)
-		img->table = *opt->table;
-	*out = img;
-out:
+	ret = open_chain(out, file, opt, &lower, &over, err);
+	overlay_free(over);
 	cluster_set_clear(&lower);
 	return ret;
 }

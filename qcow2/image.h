@@ -40,6 +40,7 @@ struct qcow2_image {
 	struct decompressor *decomp; /* compress.c; made on first use */
 	struct ranges *ranges; /* range.c */
 	struct journal *journal; /* journal.c; NULL: none */
+	struct overlay *overlay; /* journal_replay.c: tables are read through it; NULL: none */
 	struct map *map; /* map.c: creation of L2 tables */
 
 	struct chain_link *chain; /* backing.c; top image only */

@@ -375,11 +375,6 @@ void journal_truncate(struct qcow2_image *img)
 	__atomic_store_n(&j->h->tail, j->closed, __ATOMIC_RELEASE);
 }
 
-bool journal_is_lost(const struct qcow2_image *img)
-{
-	return img->journal->h->flags & JOURNAL_LOST;
-}
-
 void journal_lost(struct qcow2_image *img)
 {
 	if (img->journal)

@@ -89,9 +89,8 @@ void journal_publish(struct qcow2_image *img);
 void journal_close(struct qcow2_image *img);
 /* The generation last closed is durable: its records go. */
 void journal_truncate(struct qcow2_image *img);
-/* An fsync failed: a process that goes on after a kill must know; does it? */
+/* An fsync failed: a process that goes on after a kill must know. */
 void journal_lost(struct qcow2_image *img);
-bool journal_is_lost(const struct qcow2_image *img);
 
 /* A request has to commit_wait() before it changes anything. */
 bool journal_full(const struct qcow2_image *img);
@@ -103,11 +102,17 @@ bool journal_reserve_short(const struct qcow2_image *img);
 /*
  * Bring @file to where the journal says it was, durably, before anything in it is parsed. *lower: the
  * clusters that are to lose one reference, for commit_lower(); the caller clears it. Killed anywhere in it:
- * run it again. On failure neither file nor journal has changed unless the host failed a write. -EINVAL not a
- * journal, of another version or size; -ESTALE of another boot or image, or the file was changed by somebody
- * else; -EUCLEAN records that cannot be; -ENOMEM, and whatever the host said
+ * run it again. If an fsync had failed neither is changed, and *over (else NULL) is what the image's tables
+ * are to be read through, never written; the caller frees it. On failure neither file nor journal has
+ * changed unless the host failed a write. -EINVAL not a journal, of another version or size; -ESTALE of
+ * another boot or image, or the file was changed by somebody else; -EUCLEAN records that cannot be; -ENOMEM,
+ * and whatever the host said
  */
+struct overlay;
 int journal_replay(struct host_file *file, const struct qcow2_journal *mem, struct cluster_set *lower,
-		   struct qcow2_error *err);
+		   struct overlay **over, struct qcow2_error *err);
+/* Put into @data, the file's bytes [off, off + len), the words that lie there. */
+void overlay_patch(const struct overlay *over, void *data, uint64_t off, uint32_t len);
+void overlay_free(struct overlay *over);
 
 #endif

@@ -11,6 +11,10 @@
  * no word that counts, so they lose their reference as those of LOWER do: the journal is left with these as
  * LOWER. tail moves last; killed before, the same happens again.
  *
+ * After a failed fsync (LOST) nothing of that is done: what the host dropped no later fsync makes durable, so
+ * no entry may come to name it. The image is opened read-only and its tables are read through the words
+ * (struct overlay), so that what was completed stays readable; the journal stays as it is.
+ *
  * The memory is not trusted: a record that cannot be is refused before anything is written.
  */
 #include "journal.h"
@@ -329,14 +333,50 @@ static int shorten(struct replay *r, uint64_t sets)
 	return 0;
 }
 
+/* ---- instead, after a failed fsync ---- */
+
+struct overlay {
+	struct word *words;
+	size_t n;
+};
+
+/* The words move to *over. */
+static int make_overlay(struct replay *r, struct overlay **over)
+{
+	*over = calloc(1, sizeof(**over));
+	if (!*over)
+		return -ENOMEM;
+	(*over)->words = r->words;
+	(*over)->n = r->nwords;
+	r->words = NULL;
+	return 0;
+}
+
+void overlay_patch(const struct overlay *over, void *data, uint64_t off, uint32_t len)
+{
+	size_t i;
+
+	for (i = 0; i < over->n; i++) /* by position: the last value stays */
+		if (over->words[i].off >= off && over->words[i].off < off + len)
+			memcpy((char *)data + (over->words[i].off - off), &over->words[i].new, 8);
+}
+
+void overlay_free(struct overlay *over)
+{
+	if (over)
+		free(over->words);
+	free(over);
+}
+
 int journal_replay(struct host_file *file, const struct qcow2_journal *mem, struct cluster_set *lower,
-		   struct qcow2_error *err)
+		   struct overlay **over, struct qcow2_error *err)
 {
 	struct replay r = { .file = file, .h = mem->mem, .err = err };
 	uint64_t sets = 0;
 	void *buf = buf_alloc(unit_of(file));
 	int ret = buf ? check_header(&r, mem) : -ENOMEM;
 
+	*over = NULL;
 	if (!ret) {
 		ret = file->ops->size(file, &r.file_end);
 		if (ret)
@@ -351,10 +391,14 @@ int journal_replay(struct host_file *file, const struct qcow2_journal *mem, stru
 		ret = read_sets(&r, sets);
 	if (!ret)
 		ret = check_words(&r, buf);
-	if (!ret)
+	if (!ret && r.h->flags & JOURNAL_LOST) {
+		ret = make_overlay(&r, over);
+		cluster_set_clear(&r.lower);
+	} else if (!ret) {
 		ret = write_words(&r, buf);
-	if (!ret)
-		ret = shorten(&r, sets);
+		if (!ret)
+			ret = shorten(&r, sets);
+	}
 	if (ret == -ENOMEM)
 		qcow2_fail(err, ret, "%s: out of memory", file->path);
 	buf_free(buf);

@@ -181,6 +181,18 @@ struct family families[] = {
 		  "head -c 60416 base-tags.raw >base.raw; create -b base.raw -F raw -o cluster_size=4096 "
 		  "t.qcow2 "
 		  "131072; image\n" },
+	{ .name = "killed-faults",
+	  .about = "the same, and host I/O fails now and then",
+	  .killed = true,
+	  .faults = true,
+	  .mix = { .write = 12, .zero = 3, .discard = 4, .read = 3, .flush = 3 },
+	  .build = build_refcount,
+	  .variants = 4,
+	  .make = "create -o cluster_size=512 t.qcow2 131072; image\n"
+		  "fill 65536 tags.raw -o cluster_size=512; qemu-img snapshot -c one t.qcow2; image\n"
+		  "fill 100352 tags.raw -c -o cluster_size=1024; image\n"
+		  "head -c 60416 base-tags.raw >base.raw; create -b base.raw -F raw -o cluster_size=4096 "
+		  "t.qcow2 131072; image\n" },
 	{ .name = "close",
 	  .about = "nothing but close makes it durable",
 	  .mix = { .write = 10, .zero = 3, .discard = 6, .read = 1 },
