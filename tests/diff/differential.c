@@ -22,6 +22,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "../shell.h"
 #include "qcow2/check.h"
 #include "qcow2/op.h"
 #include "qcow2/qcow2.h"
@@ -31,7 +32,6 @@
 #define OPS 1200
 
 static uint64_t seed;
-static char dir[1024];
 
 static void die(const char *fmt, ...)
 {
@@ -52,26 +52,6 @@ static uint64_t rnd(uint64_t n)
 	seed ^= seed << 17;
 	return (seed >> 11) % n;
 }
-
-static int sh(const char *fmt, ...)
-{
-	char cmd[4096];
-	va_list ap;
-	int n;
-
-	va_start(ap, fmt);
-	n = snprintf(cmd, sizeof(cmd), "cd %s && ", dir);
-	vsnprintf(cmd + n, sizeof(cmd) - n, fmt, ap);
-	va_end(ap);
-	n = system(cmd);
-	return WIFEXITED(n) ? WEXITSTATUS(n) : 255;
-}
-
-#define SH(...)                                         \
-	do {                                            \
-		if (sh(__VA_ARGS__))                    \
-			die("failed: " __VA_ARGS__);    \
-	} while (0)
 
 /* ---- a backend that completes in random order ---- */
 

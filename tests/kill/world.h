@@ -5,11 +5,10 @@
 #define TESTS_WORLD_H
 
 #include "shared_host.h"
+#include "../shell.h"
 #include <fcntl.h>
 #include <limits.h>
-#include <stdarg.h>
 #include <stdio.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #define DEPTH 24
@@ -46,29 +45,7 @@ static struct world {
 	uint64_t lives, closes, hooks, hits, recoveries;
 } *w;
 
-static char dir[1024];
-
 /* ---- made with qemu-img, loaded into shared memory ---- */
-
-static int sh(const char *fmt, ...)
-{
-	char cmd[4096];
-	va_list ap;
-	int n;
-
-	va_start(ap, fmt);
-	n = snprintf(cmd, sizeof(cmd), "cd %s && ", dir);
-	vsnprintf(cmd + n, sizeof(cmd) - n, fmt, ap);
-	va_end(ap);
-	n = system(cmd);
-	return WIFEXITED(n) ? WEXITSTATUS(n) : 255;
-}
-
-#define SH(...)                                                                                              \
-	do {                                                                                                 \
-		if (sh(__VA_ARGS__))                                                                         \
-			die("failed: " __VA_ARGS__);                                                         \
-	} while (0)
 
 static uint64_t load(const char *name, uint8_t *buf, uint64_t max)
 {
