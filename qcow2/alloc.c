@@ -47,8 +47,11 @@ uint64_t alloc_end(const struct qcow2_image *img)
 
 void alloc_claim(struct qcow2_image *img, uint64_t first, uint64_t n)
 {
-	if (first + n > img->alloc->end)
-		img->alloc->end = first + n;
+	if (first + n <= img->alloc->end)
+		return;
+	img->alloc->end = first + n;
+	if (img->file->ops->grown)
+		img->file->ops->grown(img->file, alloc_end(img));
 }
 
 /* 1: free, 0: in use, else an error or -EWOULDBLOCK. */
