@@ -54,16 +54,11 @@ void alloc_claim(struct qcow2_image *img, uint64_t first, uint64_t n)
 		img->file->ops->grown(img->file, alloc_end(img));
 }
 
-/* 1: free, 0: in use, else an error or -EWOULDBLOCK. */
-static int is_free(struct qcow2_image *img, uint64_t cluster, struct op *waiter)
+/* Whether a cluster with refcount 0 is free. 1: yes, 0: in quarantine, -EUCLEAN: metadata. */
+static int is_free(struct qcow2_image *img, uint64_t cluster)
 {
-	enum meta_type meta;
-	uint64_t count;
-	int ret = refcount_get(img, cluster, &count, waiter);
+	enum meta_type meta = BROKEN(OVERLAP) ? META_NONE : metamap_get(img->meta, cluster);
 
-	if (ret || count)
-		return ret;
-	meta = BROKEN(OVERLAP) ? META_NONE : metamap_get(img->meta, cluster);
 	if (meta == META_QUARANTINE)
 		return 0;
 	return meta == META_NONE ? 1 : image_corrupt(img);
@@ -89,10 +84,11 @@ static int find_free(struct qcow2_image *img, uint64_t *found, struct op *waiter
 			return ret;
 		if (*c >= limit)
 			return -EFBIG;
-		/* First a refcount block: while one is being made its place is claimed but not counted yet. */
+		/* First a refcount block: while one is being made its place is claimed but not counted yet.
+		 * 0: there was one all along, so the zero was found in it. */
 		ret = refcount_ensure(img, *c, waiter);
 		if (!ret)
-			ret = is_free(img, *c, waiter);
+			ret = is_free(img, *c);
 		if (ret < 0)
 			return ret;
 		if (ret)

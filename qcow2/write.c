@@ -181,6 +181,7 @@ static int get_run(struct writer *w, const struct extent *e)
 	w->run_guest = cluster_down(g, w->pos);
 	want = cluster_of(g, cluster_up(g, w->pos + e->len) - w->run_guest);
 	w->reused = e->kind == EXT_ZERO_ALLOC && e->copied;
+	w->over_zeroes = e->kind == EXT_UNALLOCATED && !chain_has_backing(w->img, w->run_guest);
 	if (w->reused)
 		w->run = (struct cluster_run){ .first = cluster_of(g, e->host), .n = want };
 	else
@@ -241,8 +242,10 @@ static enum step write_run(struct op *op)
 	struct writer *w = of(op);
 	uint64_t size = w->run.n << w->img->geo.cluster_bits, head = w->pos - w->run_guest;
 	uint64_t tail = w->run_guest + size - w->run_end;
-	int ret = op->err ? op->err : cow_plan(w->img, w->run_guest, head, w->run_end, tail, op);
+	int ret = op->err;
 
+	if (!ret)
+		ret = w->over_zeroes ? COW_ZERO : cow_plan(w->img, w->run_guest, head, w->run_end, tail, op);
 	if (ret == -EWOULDBLOCK)
 		return STEP_NEXT;
 	if (ret < 0)

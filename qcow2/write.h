@@ -20,6 +20,7 @@ struct writer {
 	uint64_t run_end; /* guest offset where the new data in it ends */
 	struct cluster_run run;
 	bool reused; /* preallocated clusters: not ours to give back */
+	bool over_zeroes; /* the run's clusters read as zeroes up to now */
 	char *fill; /* the run's whole content, if it has to be put together */
 	struct reader head, tail;
 };
