@@ -8,6 +8,7 @@
 
 #ifdef QUEUE_GUARD
 extern __thread int queue_guard_depth;
+extern __thread unsigned long queue_guard_every; /* each that many-th allocation of this thread fails; 0: none */
 #define queue_guard_enter() ((void)queue_guard_depth++)
 #define queue_guard_leave() ((void)queue_guard_depth--)
 #else

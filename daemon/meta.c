@@ -10,8 +10,9 @@
  * nothing is ready), wake the queues whose answers came in. A wake-up that comes while the thread is busy is
  * kept by the ring.
  *
- * A request the library has no memory for waits in the backlog, in order, until there is some: failing it
- * would lose a write of the page cache above.
+ * A request the library has no memory for, at its start or on its way, waits in the backlog and is started
+ * again, whole, until it is done: failing it would lose a write of the page cache above. Until the backlog is
+ * empty there is only one of them at a time, so that the memory there is suffices for one after the other.
  *
  * After a crash the image holds what was committed: at the latest 5 s after a change, and everything a FLUSH
  * answered.
@@ -21,6 +22,7 @@
 #include "log.h"
 #include "qcow2/repair.h"
 #include "ring.h"
+#include "test_switch.h"
 #include "thread.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -56,6 +58,9 @@ struct meta {
 	struct meta_files files;
 	/* this thread's */
 	struct letter *backlog;
+	unsigned inflight; /* requests that the library has */
+	bool scarce; /* one had no memory, and the backlog was not empty since */
+	bool pause; /* it had none just now */
 	struct home *to_wake;
 	/* what it tells others of the image, before the answers of the same turn */
 	uint64_t commits;
@@ -306,12 +311,33 @@ static int open_image(struct meta *m, struct qcow2_error *err)
 
 /* ---- serving ---- */
 
+static void append(struct letter **list, struct letter *more)
+{
+	while (*list)
+		list = &(*list)->next;
+	*list = more;
+}
+
+/* Back to those that wait. */
+static void no_memory(struct meta *m, struct miss *miss)
+{
+	miss->letter.next = NULL;
+	append(&m->backlog, &miss->letter);
+	m->scarce = m->pause = true;
+	ring_wake(m->ring);
+}
+
 static void answer(struct qcow2_req *req, int res)
 {
 	struct miss *miss = (struct miss *)((char *)req - offsetof(struct miss, req));
 	struct home *home = miss->home;
 	struct meta *m = req->owner;
 
+	m->inflight--;
+	if (res == -ENOMEM) {
+		no_memory(m, miss);
+		return;
+	}
 	miss->res = res;
 	if (!mailbox_put(&home->box, &miss->letter) || home->to_wake)
 		return; /* this turn or an earlier one wakes that queue */
@@ -320,6 +346,18 @@ static void answer(struct qcow2_req *req, int res)
 		     true); /* the image may finish a request and then wait: not before wake_homes() */
 	home->next = m->to_wake;
 	m->to_wake = home;
+}
+
+static void start_request(struct meta *m, struct miss *miss)
+{
+	int ret;
+
+	miss->req.done = answer;
+	miss->req.owner = m;
+	m->inflight++;
+	ret = qcow2_submit(m->img, &miss->req);
+	if (ret)
+		answer(&miss->req, ret);
 }
 
 static void wake_homes(struct meta *m)
@@ -336,36 +374,23 @@ static void wake_homes(struct meta *m)
 	}
 }
 
-static void append(struct letter **list, struct letter *more)
-{
-	while (*list)
-		list = &(*list)->next;
-	*list = more;
-}
-
 /* Hand requests to the library, in the order they came. */
 static void start_requests(struct meta *m)
 {
-	struct letter *l;
-
 	append(&m->backlog, mailbox_take(&m->box));
-	while ((l = m->backlog)) {
-		struct miss *miss = (struct miss *)l;
-		struct letter *next = l->next;
-		int ret;
+	if (m->pause)
+		usleep(1000);
+	m->pause = false;
+	while (m->backlog && !(m->scarce && m->inflight)) {
+		struct letter *l = m->backlog;
 
-		miss->req.done = answer;
-		miss->req.owner = m;
-		ret = qcow2_submit(m->img, &miss->req);
-		if (ret == -ENOMEM) {
-			usleep(1000);
-			ring_wake(m->ring); /* try again after what can run has run */
+		m->backlog = l->next;
+		start_request(m, (struct miss *)l);
+		if (m->pause)
 			return;
-		}
-		m->backlog = next;
-		if (ret)
-			answer(&miss->req, ret);
 	}
+	if (!m->backlog)
+		m->scarce = false;
 }
 
 /* Uncommitted changes reach the image within COMMIT_MS. */
@@ -394,6 +419,17 @@ static void publish_state(struct meta *m)
 	(void)eventfd_write(m->read_only_fd, 1); /* the first one: it has room */
 }
 
+static void dump(const struct meta *m)
+{
+	unsigned n = 0;
+
+	qcow2_dump(m->img, stderr);
+	for (const struct letter *l = m->backlog; l; l = l->next)
+		n++;
+	if (n)
+		fprintf(stderr, "%u wait for memory\n", n);
+}
+
 static void serve(struct meta *m)
 {
 	while (!__atomic_load_n(&m->stop, __ATOMIC_ACQUIRE)) {
@@ -404,7 +440,7 @@ static void serve(struct meta *m)
 		wake_homes(m);
 		periodic_commit(m);
 		if (__atomic_exchange_n(&m->dump, false, __ATOMIC_RELAXED))
-			qcow2_dump(m->img, stderr);
+			dump(m);
 	}
 }
 
@@ -439,7 +475,9 @@ static void *meta_main(void *arg)
 		goto free_ring;
 	fastmap_set_wake(m->map, wake_ring, m->ring);
 	sem_post(&m->opened);
+	test_switch_serve(true);
 	serve(m);
+	test_switch_serve(false);
 	finish(m);
 	m->ret = qcow2_close(m->img, m->err);
 	return NULL; /* meta_stop() may still be waking the ring: it frees it */

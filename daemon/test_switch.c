@@ -7,6 +7,7 @@
  */
 #include "test_switch.h"
 #include "fastmap.h"
+#include "guard.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@ static struct {
 	unsigned long queues; /* bit mask */
 	unsigned long us, every;
 } delay;
+static unsigned long no_memory;
 
 static void refuse(const char *name, const char *value)
 {
@@ -38,17 +40,29 @@ static void read_delay(const char *name, const char *value)
 		refuse(name, value);
 }
 
+static void read_no_memory(const char *name, const char *value)
+{
+	char *end;
+
+	no_memory = strtoul(value, &end, 10);
+	if (*end || !no_memory)
+		refuse(name, value);
+}
+
 void test_switch_init(void)
 {
 	static const char skip_name[] = "UBLK_QCOW2_TEST_SKIP_DRAIN",
-			  delay_name[] = "UBLK_QCOW2_TEST_HIT_DELAY";
-	const char *skip = getenv(skip_name), *hit_delay = getenv(delay_name);
+			  delay_name[] = "UBLK_QCOW2_TEST_HIT_DELAY",
+			  memory_name[] = "UBLK_QCOW2_TEST_NO_MEMORY";
+	const char *skip = getenv(skip_name), *hit_delay = getenv(delay_name), *memory = getenv(memory_name);
 
 	if (skip && strcmp(skip, "0") && strcmp(skip, "1"))
 		refuse(skip_name, skip);
 	fastmap_test_skip_drain = skip && *skip == '1';
 	if (hit_delay)
 		read_delay(delay_name, hit_delay);
+	if (memory)
+		read_no_memory(memory_name, memory);
 }
 
 void test_switch_hit(unsigned queue)
@@ -59,4 +73,9 @@ void test_switch_hit(unsigned queue)
 
 	if (delay.us && queue < 64 && delay.queues >> queue & 1 && ++hits % delay.every == 0)
 		nanosleep(&t, NULL);
+}
+
+void test_switch_serve(bool on)
+{
+	queue_guard_every = on ? no_memory : 0;
 }

@@ -7,15 +7,21 @@
  *   UBLK_QCOW2_TEST_HIT_DELAY=QUEUES:US[:EVERY]     on the queues of the bit mask QUEUES every EVERY-th hit
  *                                                   (default: each) sleeps US microseconds between its lookup
  *                                                   and its data I/O
+ *   UBLK_QCOW2_TEST_NO_MEMORY=EVERY                 while it serves, every EVERY-th allocation of the metadata
+ *                                                   thread fails
  */
 #ifndef DAEMON_TEST_SWITCH_H
 #define DAEMON_TEST_SWITCH_H
+
+#include <stdbool.h>
 
 #ifdef QUEUE_GUARD
 /* Read the environment; before any queue thread runs. Ends the process when it cannot be understood. */
 void test_switch_init(void);
 /* On the thread of that queue, while it holds the range counter. */
 void test_switch_hit(unsigned queue);
+/* On the metadata thread, when it begins (and ends) to serve. */
+void test_switch_serve(bool on);
 #else
 static inline void test_switch_init(void)
 {
@@ -24,6 +30,11 @@ static inline void test_switch_init(void)
 static inline void test_switch_hit(unsigned queue)
 {
 	(void)queue;
+}
+
+static inline void test_switch_serve(bool on)
+{
+	(void)on;
 }
 #endif
 
