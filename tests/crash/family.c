@@ -127,6 +127,13 @@ struct family families[] = {
 	  .make = "create -o cluster_size=512,refcount_bits=64 t.qcow2 131072; image\n"
 		  "create -o cluster_size=512,refcount_bits=1 t.qcow2 131072; image\n"
 		  "fill 65536 holes.raw -o cluster_size=512,refcount_bits=64; image\n" },
+	{ .name = "lazy",
+	  .about = "lazy refcounts are allowed: exact ones all the same, never the dirty bit",
+	  .mix = { .write = 12, .zero = 2, .discard = 5, .read = 1, .flush = 4 },
+	  .make = "create -o cluster_size=512,lazy_refcounts=on,refcount_bits=64 t.qcow2 131072; image\n"
+		  "fill 131072 holes.raw -o cluster_size=4096,lazy_refcounts=on; image\n"
+		  "fill 65536 tags.raw -o cluster_size=512,lazy_refcounts=on; qemu-img snapshot -c one "
+		  "t.qcow2; image\n" },
 	{ .name = "compressed",
 	  .about = "compressed clusters that share host sectors are overwritten",
 	  .mix = { .write = 10, .zero = 2, .discard = 3, .read = 3, .flush = 4 },
