@@ -89,8 +89,10 @@ static int setup_ring(struct queue *q)
 
 static void close_ring(struct queue *q)
 {
-	/* at once: deleting the device waits for the last user of ublkcN */
-	io_uring_unregister_files(&q->ring);
+	/* At once: deleting the device waits for the last user of ublkcN. With commands in flight 6.12 would
+	 * wait for these here, which nothing ends but the end of the ring. */
+	if (!q->live)
+		io_uring_unregister_files(&q->ring);
 	io_uring_queue_exit(&q->ring);
 }
 

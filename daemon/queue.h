@@ -23,7 +23,7 @@ struct queue_options {
 	const cpu_set_t *cpus; /* NULL: anywhere; used until queue_start() returns */
 	int char_fd; /* /dev/ublkcN */
 	int zero_fd; /* /dev/zero */
-	int dead_fd; /* written when the thread ends */
+	int dead_fd; /* written when the thread ends; -1: none */
 	const int *hold; /* held open by the ring, see custody.h */
 	unsigned holds;
 	uint64_t *stamp; /* NULL: none; see stamp.h */

@@ -168,9 +168,9 @@ static int open_char(struct server *s, const struct server_options *opt, struct 
 	return 0;
 }
 
-static int start_queues(struct server *s, const struct custody *custody, struct qcow2_error *err)
+static struct queue_options queue_settings(const struct server *s, const struct custody *custody)
 {
-	struct queue_options opt = {
+	return (struct queue_options){
 		.depth = s->info.queue_depth,
 		.char_fd = s->char_fd,
 		.zero_fd = s->zero_fd,
@@ -184,6 +184,11 @@ static int start_queues(struct server *s, const struct custody *custody, struct 
 		.hold = custody ? custody->hold : NULL,
 		.holds = custody ? custody->holds : 0,
 	};
+}
+
+static int start_queues(struct server *s, const struct custody *custody, struct qcow2_error *err)
+{
+	struct queue_options opt = queue_settings(s, custody);
 	cpu_set_t cpus;
 	int ret;
 
@@ -386,6 +391,42 @@ static int finish_stop(struct server *s, const struct server_options *opt, struc
 	return -ESHUTDOWN;
 }
 
+/*
+ * The driver of 6.12 goes through NULL in START_USER_RECOVERY if the last server had started the recovery and
+ * died before each of its queues was ready (and refuses if none was). So each queue that is not ready becomes
+ * it here, and loses its server again; the others refuse.
+ */
+static int settle_queues(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
+	struct queue_options settings;
+	struct queue *q;
+	int ret;
+
+	if (ctrl_features(s->ctrl) & UBLK_F_QUIESCE) /* a driver that was written anew */
+		return 0;
+	ret = open_char(s, opt, err);
+	if (ret)
+		return ret;
+	settings = queue_settings(s, opt->custody);
+	settings.dead_fd = -1;
+	for (; settings.id < s->info.nr_hw_queues && !ret; settings.id++) {
+		struct qcow2_error why = { "" };
+
+		ret = queue_start(&q, &settings, &why);
+		if (!ret) {
+			queue_join(q, true);
+			queue_free(q);
+		} else if (ret == -EINVAL || ret == -EBUSY) {
+			ret = 0;
+		} else {
+			qcow2_fail(err, ret, "%s: %s", s->node, why.text);
+		}
+	}
+	close(s->char_fd);
+	s->char_fd = -1;
+	return ret;
+}
+
 /* The dead server's rings let go of ublkcN some time after its end. */
 static int start_recovery(struct server *s, struct qcow2_error *err)
 {
@@ -396,10 +437,7 @@ static int start_recovery(struct server *s, struct qcow2_error *err)
 		if (ret == -EBUSY)
 			nap();
 	}
-	/* EINVAL (6.12): the last server had started the recovery and died before a queue was ready. It is still
-	 * started, and no tag has a FETCH: a queue asks for all of its tags in one system call, before it maps
-	 * anything. If it cannot be used after all, FETCH or the end of the recovery says so. */
-	if (ret < 0 && ret != -EINVAL)
+	if (ret < 0)
 		return qcow2_fail(err, ret, "%s: cannot be recovered: %s", s->node, strerror(-ret));
 	return 0;
 }
@@ -429,7 +467,9 @@ static int bring_back(struct server *s, const struct server_options *opt, struct
 	if (ret)
 		return ret;
 	shape_device(s, opt, &params);
-	ret = start_recovery(s, err);
+	ret = settle_queues(s, opt, err);
+	if (!ret)
+		ret = start_recovery(s, err);
 	if (!ret)
 		ret = open_char(s, opt, err);
 	if (!ret)

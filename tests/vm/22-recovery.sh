@@ -217,6 +217,29 @@ case_changed_behind() {
 	sound b.qcow2
 }
 
+# Workers that die at any instant of their recovery: 6.12 wants to be handled with care by the next one.
+case_recovering() {
+	local i writer
+	image a.qcow2 64M
+	attach --queues=2 --depth=16 a.qcow2
+	for ((i = 0; i < kills; i++)); do
+		until_true is_state live
+		put $((i * 4)) a & writer=$!
+		kill -9 "$(member pid)"
+		for _ in 1 2 3; do
+			until any_worker >pids; do sleep 0.003; done
+			sleep "0.$(printf %03d $((RANDOM % 120)))"
+			kill -9 "$(cat pids)" 2>/dev/null
+		done
+		wait $writer || fail "an error"
+	done
+	until_true is_state live
+	for ((i = 0; i < kills; i++)); do has $((i * 4)) a; done
+	detach "$dev"
+	nothing_left
+	sound a.qcow2
+}
+
 # Workers that die again and again: the supervisor gives up until it is told to try again.
 case_failed() {
 	image a.qcow2 64M
