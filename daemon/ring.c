@@ -24,6 +24,7 @@
 #include "ring.h"
 #include "ahead.h"
 #include "stamp.h"
+#include "test_switch.h"
 #include "uring.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -278,7 +279,10 @@ static void prep(struct ring *r, struct host_io *io, struct io_uring_sqe *sqe)
 		io_uring_prep_fallocate(sqe, f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, pos, left);
 		break;
 	case HOST_FSYNC:
-		io_uring_prep_fsync(sqe, f->fd, IORING_FSYNC_DATASYNC);
+		if (test_switch_skip_fsync())
+			io_uring_prep_nop(sqe);
+		else
+			io_uring_prep_fsync(sqe, f->fd, IORING_FSYNC_DATASYNC);
 		break;
 	}
 	io_uring_sqe_set_data(sqe, io);

@@ -18,6 +18,7 @@ static struct {
 	unsigned long us, every;
 } delay;
 static unsigned long no_memory;
+static bool skip_fsync;
 
 static void refuse(const char *name, const char *value)
 {
@@ -49,16 +50,23 @@ static void read_no_memory(const char *name, const char *value)
 		refuse(name, value);
 }
 
+static bool read_flag(const char *name)
+{
+	const char *value = getenv(name);
+
+	if (value && strcmp(value, "0") && strcmp(value, "1"))
+		refuse(name, value);
+	return value && *value == '1';
+}
+
 void test_switch_init(void)
 {
-	static const char skip_name[] = "UBLK_QCOW2_TEST_SKIP_DRAIN",
-			  delay_name[] = "UBLK_QCOW2_TEST_HIT_DELAY",
+	static const char delay_name[] = "UBLK_QCOW2_TEST_HIT_DELAY",
 			  memory_name[] = "UBLK_QCOW2_TEST_NO_MEMORY";
-	const char *skip = getenv(skip_name), *hit_delay = getenv(delay_name), *memory = getenv(memory_name);
+	const char *hit_delay = getenv(delay_name), *memory = getenv(memory_name);
 
-	if (skip && strcmp(skip, "0") && strcmp(skip, "1"))
-		refuse(skip_name, skip);
-	fastmap_test_skip_drain = skip && *skip == '1';
+	fastmap_test_skip_drain = read_flag("UBLK_QCOW2_TEST_SKIP_DRAIN");
+	skip_fsync = read_flag("UBLK_QCOW2_TEST_SKIP_FSYNC");
 	if (hit_delay)
 		read_delay(delay_name, hit_delay);
 	if (memory)
@@ -78,4 +86,9 @@ void test_switch_hit(unsigned queue)
 void test_switch_serve(bool on)
 {
 	queue_guard_every = on ? no_memory : 0;
+}
+
+bool test_switch_skip_fsync(void)
+{
+	return skip_fsync;
 }

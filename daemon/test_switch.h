@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * test_switch.h - with QUEUE_GUARD (library daemon-guarded): switches that let a test break or widen what the
- * mapping table's protocol guards. Without: nothing.
+ * mapping table's protocol guards, and the promise of a flush. Without: nothing.
  *
  *   UBLK_QCOW2_TEST_SKIP_DRAIN=1                    fastmap_test_skip_drain
  *   UBLK_QCOW2_TEST_HIT_DELAY=QUEUES:US[:EVERY]     on the queues of the bit mask QUEUES every EVERY-th hit
@@ -9,6 +9,7 @@
  *                                                   and its data I/O
  *   UBLK_QCOW2_TEST_NO_MEMORY=EVERY                 while it serves, every EVERY-th allocation of the metadata
  *                                                   thread fails
+ *   UBLK_QCOW2_TEST_SKIP_FSYNC=1                    no fsync of the image is made; all of them succeed
  */
 #ifndef DAEMON_TEST_SWITCH_H
 #define DAEMON_TEST_SWITCH_H
@@ -22,6 +23,7 @@ void test_switch_init(void);
 void test_switch_hit(unsigned queue);
 /* On the metadata thread, when it begins (and ends) to serve. */
 void test_switch_serve(bool on);
+bool test_switch_skip_fsync(void);
 #else
 static inline void test_switch_init(void)
 {
@@ -35,6 +37,11 @@ static inline void test_switch_hit(unsigned queue)
 static inline void test_switch_serve(bool on)
 {
 	(void)on;
+}
+
+static inline bool test_switch_skip_fsync(void)
+{
+	return false;
 }
 #endif
 
