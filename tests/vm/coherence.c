@@ -25,16 +25,24 @@
  *
  * At the start the device is read whole: each block must be zero or stamped as a whole with one sequence. At
  * the end everybody has finished, and it is read whole and judged again.
+ * --ledger=FILE: keep a ledger of it (ledger.h), each flush a promise. Every eighth write of one block is FUA
+ * and so a promise, too. --log=NAME: with marks in the log of that device.
+ * --judge=MARK, with --ledger: only judge what a power cut left when there were MARK promises.
+ *
  * --fill: first write sequence 1 to all groups. --filled: only check that the device (or raw file) is just as
- * --fill alone left an empty one. --until-wrong: start nothing more after the first wrong read.
+ * --fill alone left an empty one. --until-wrong: start nothing more after the first wrong read; nor after
+ * SIGTERM.
  */
 #include "judge.h"
+#include "ledger.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -43,12 +51,14 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
 #define MAX_BLOCKS 64u /* per I/O */
 #define MAX_QUEUES 64u
 #define FRESH 8u /* clusters that an event allocates */
+#define NO_MARK UINT_MAX
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 enum kind { WRITE, DISCARD, ZERO, ZERO_UNMAP };
@@ -65,8 +75,15 @@ struct thread {
 
 static struct {
 	unsigned ios, events, seed, cluster, groups, group_blocks, hot, threads, slow_queue, backed, fill,
-		filled, until_wrong, events_first;
-} opt = { .seed = 1, .cluster = 65536, .groups = 24, .group_blocks = 64, .hot = 3, .threads = 2 };
+		filled, until_wrong, events_first, judge;
+	const char *ledger, *log;
+} opt = { .seed = 1,
+	  .cluster = 65536,
+	  .groups = 24,
+	  .group_blocks = 64,
+	  .hot = 3,
+	  .threads = 2,
+	  .judge = NO_MARK };
 
 static struct {
 	uint64_t reads, writes, discards, zeroes, flushes, wrong;
@@ -75,11 +92,14 @@ static struct {
 static int fd;
 static unsigned blocks, queues, cpu_of[MAX_QUEUES];
 static uint64_t done; /* random I/Os */
+static volatile sig_atomic_t stopped;
 
 static void die(const char *what)
 {
 	fprintf(stderr, "coherence: %s: %s\n", what, strerror(errno));
-	exit(2);
+	if (opt.judge == NO_MARK)
+		ledger_close(); /* somebody may have cut the power on purpose */
+	_exit(2);
 }
 
 static uint64_t add(uint64_t *counter, uint64_t by)
@@ -140,28 +160,37 @@ static int clear_device(enum kind kind, unsigned b, unsigned n)
 
 static void do_change(enum kind kind, char *buf, unsigned b, unsigned n)
 {
+	struct iovec iov = { buf, n * BLOCK };
 	uint32_t seq[MAX_BLOCKS];
+	uint64_t end = 0;
+	bool fua;
 
 	for (unsigned i = 0; i < n; i++)
 		seq[i] = start_change(b + i, kind != WRITE);
+	fua = opt.ledger && kind == WRITE && n == 1 && (b + seq[0]) % 8 == 0;
 	if (kind == WRITE) {
 		for (unsigned i = 0; i < n; i++)
 			put_stamps(buf + i * BLOCK, b + i, seq[i]);
 		errno = EIO;
-		if (pwrite(fd, buf, n * BLOCK, (off_t)b * BLOCK) != (ssize_t)(n * BLOCK))
+		if (pwritev2(fd, &iov, 1, (off_t)b * BLOCK, fua ? RWF_DSYNC : 0) != (ssize_t)(n * BLOCK))
 			die("write");
 	} else if (clear_device(kind, b, n)) {
 		die(kind == DISCARD ? "discard" : "zero");
 	}
 	for (unsigned i = 0; i < n; i++)
-		end_change(b + i, seq[i]);
+		end = end_change(b + i, seq[i]);
+	if (fua)
+		ledger_promise(end, b, n);
 	add(kind == WRITE ? &count.writes : kind == DISCARD ? &count.discards : &count.zeroes, 1);
 }
 
 static void do_flush(void)
 {
+	uint64_t since = judge_time();
+
 	if (fdatasync(fd))
 		die("flush");
+	ledger_promise(since, 0, blocks);
 	add(&count.flushes, 1);
 }
 
@@ -220,9 +249,15 @@ static void random_io(struct thread *t)
 		do_flush();
 }
 
+static void stop(int sig)
+{
+	(void)sig;
+	stopped = 1;
+}
+
 static bool go_on(void)
 {
-	return !opt.until_wrong || !__atomic_load_n(&count.wrong, __ATOMIC_RELAXED);
+	return !stopped && (!opt.until_wrong || !__atomic_load_n(&count.wrong, __ATOMIC_RELAXED));
 }
 
 static void *random_thread(void *arg)
@@ -332,16 +367,24 @@ static void survey_block(unsigned b, const char *buf)
 	count.wrong += !good;
 }
 
-static void whole_device(bool survey)
+static void survivor(unsigned b, const char *buf)
+{
+	struct look l = look_since(b, ledger_since(b));
+
+	count.wrong += !judge_block(b, buf, &l, ledger_end());
+}
+
+/* NULL: an ordinary read. */
+static void whole_device(void (*look_at)(unsigned b, const char *buf))
 {
 	char *buf = new_buffer();
 
 	for (unsigned n, b = 0; b < blocks; b += n) {
 		n = blocks - b < MAX_BLOCKS ? blocks - b : MAX_BLOCKS;
-		if (survey) {
+		if (look_at) {
 			read_raw(buf, b, n);
 			for (unsigned i = 0; i < n; i++)
-				survey_block(b + i, buf + i * BLOCK);
+				look_at(b + i, buf + i * BLOCK);
 		} else {
 			do_read(buf, b, n);
 		}
@@ -422,15 +465,26 @@ static const char *parse(int argc, char **argv)
 		{ "--filled", &opt.filled },
 		{ "--until-wrong", &opt.until_wrong },
 		{ "--events-first", &opt.events_first },
+		{ "--judge", &opt.judge },
 	};
+	static const struct {
+		const char *name;
+		const char **value;
+	} text[] = { { "--ledger=", &opt.ledger }, { "--log=", &opt.log } };
 	const char *device = NULL;
 
 	errno = EINVAL;
 	for (int a = 1; a < argc; a++) {
-		size_t len = strcspn(argv[a], "="), k = 0;
+		size_t len = strcspn(argv[a], "="), k = 0, t = 0;
 
 		if (*argv[a] != '-') {
 			device = argv[a];
+			continue;
+		}
+		while (t < COUNT(text) && strncmp(text[t].name, argv[a], strlen(text[t].name)))
+			t++;
+		if (t < COUNT(text)) {
+			*text[t].value = argv[a] + strlen(text[t].name);
 			continue;
 		}
 		while (k < COUNT(known) &&
@@ -486,10 +540,19 @@ int main(int argc, char **argv)
 {
 	open_device(parse(argc, argv));
 	pin(cpu_of[(opt.slow_queue + 1) % queues]); /* off the slow hits */
-	whole_device(true);
-	if (!opt.filled) {
-		workload();
-		whole_device(false);
+	if (opt.judge != NO_MARK) {
+		ledger_load(opt.ledger, opt.judge, blocks);
+		whole_device(survivor);
+	} else {
+		signal(SIGTERM, stop);
+		if (opt.ledger)
+			ledger_open(opt.ledger, opt.log);
+		whole_device(survey_block);
+		if (!opt.filled) {
+			workload();
+			whole_device(NULL);
+		}
+		ledger_close();
 	}
 	report();
 	return count.wrong ? 1 : 0;

@@ -16,6 +16,7 @@
  * changes are counted as "mixed"; without overlapping changes there is no such thing.
  */
 #include "judge.h"
+#include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -104,19 +105,21 @@ uint32_t start_change(unsigned b, bool clear)
 	return seq;
 }
 
-void end_change(unsigned b, uint32_t seq)
+uint64_t end_change(unsigned b, uint32_t seq)
 {
 	struct block *k = &block[b];
 	struct change *c;
+	uint64_t end;
 
 	pthread_mutex_lock(&k->lock);
 	c = &k->change[seq - k->first];
-	c->end = judge_time();
+	c->end = end = judge_time();
 	if (c->start > k->floor)
 		k->floor = c->start;
 	k->running--;
 	k->written |= !c->clear;
 	pthread_mutex_unlock(&k->lock);
+	return end;
 }
 
 struct look start_look(unsigned b)
@@ -236,6 +239,51 @@ bool judge_take(unsigned b, const char *buf)
 bool was_written(unsigned b)
 {
 	return __atomic_load_n(&block[b].written, __ATOMIC_ACQUIRE);
+}
+
+struct look look_since(unsigned b, uint64_t since)
+{
+	struct look l = { .start = since };
+
+	pthread_mutex_lock(&block[b].lock);
+	for (uint32_t i = 0; i < block[b].n; i++) {
+		const struct change *c = &block[b].change[i];
+
+		if (c->end <= since && c->start > l.floor)
+			l.floor = c->start;
+	}
+	pthread_mutex_unlock(&block[b].lock);
+	return l;
+}
+
+void judge_save(FILE *f)
+{
+	for (unsigned b = 0; b < blocks; b++) {
+		struct block *k = &block[b];
+
+		pthread_mutex_lock(&k->lock);
+		for (uint32_t i = 0; i < k->n; i++)
+			fprintf(f, "change %u %u %" PRIu64 " %" PRIu64 " %" PRIu64 " %d\n", b, k->first + i,
+				k->change[i].start, k->change[i].end, k->change[i].lost, k->change[i].clear);
+		pthread_mutex_unlock(&k->lock);
+	}
+}
+
+bool judge_load(const char *line)
+{
+	struct change c;
+	unsigned b, seq;
+	int clear;
+
+	if (sscanf(line, "change %u %u %" SCNu64 " %" SCNu64 " %" SCNu64 " %d", &b, &seq, &c.start, &c.end,
+		   &c.lost, &clear) != 6 ||
+	    b >= blocks || (block[b].n && seq != block[b].first + block[b].n))
+		return false;
+	if (!block[b].n)
+		block[b].first = seq;
+	new_change(&block[b], c.start, c.end, clear);
+	block[b].change[block[b].n - 1].lost = c.lost;
+	return true;
 }
 
 void judge_counts(uint64_t *judged_blocks, uint64_t *mixed_sectors)

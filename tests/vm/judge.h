@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #define BLOCK 4096u
 
@@ -22,9 +23,10 @@ struct look {
 void judge_init(unsigned n);
 /* A block as it is found: true if it is zero or of one stamp. */
 bool judge_take(unsigned b, const char *buf);
-/* Before a write (false) or a clear (true) is issued: its sequence number. After it completed: end. */
+/* Before a write (false) or a clear (true) is issued: its sequence number. After it completed: end, and when.
+ */
 uint32_t start_change(unsigned b, bool clear);
-void end_change(unsigned b, uint32_t seq);
+uint64_t end_change(unsigned b, uint32_t seq);
 /* What such a write writes: BLOCK bytes, aligned to 8. */
 void put_stamps(char *buf, unsigned b, uint32_t seq);
 /* Before a read is issued; after it completed and judge_time() was asked: whether it is right. The first
@@ -33,6 +35,12 @@ struct look start_look(unsigned b);
 uint64_t judge_time(void);
 bool judge_block(unsigned b, const char *buf, const struct look *l, uint64_t end);
 bool was_written(unsigned b); /* a write has ended */
+/* A read that started at @since, maybe long ago. */
+struct look look_since(unsigned b, uint64_t since);
+/* All blocks as lines of text; and one such line back, in the same order, after judge_init(): whether it is
+ * one. */
+void judge_save(FILE *f);
+bool judge_load(const char *line);
 /* Blocks judged; sectors with words of several changes. */
 void judge_counts(uint64_t *judged, uint64_t *mixed);
 
