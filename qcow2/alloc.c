@@ -50,7 +50,8 @@ void alloc_claim(struct qcow2_image *img, uint64_t first, uint64_t n)
 	if (first + n <= img->alloc->end)
 		return;
 	img->alloc->end = first + n;
-	if (img->file->ops->grown)
+	/* Larger clusters are mostly holes if they are written in small pieces: the host shall not fill them. */
+	if (img->file->ops->grown && img->geo.cluster_bits <= 16)
 		img->file->ops->grown(img->file, alloc_end(img));
 }
 
