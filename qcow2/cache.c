@@ -93,7 +93,7 @@ static void block_free(struct cache *c, struct block *b)
 	}
 	c->count--;
 	buf_free(b->data);
-	free(b);
+	mem_put(b);
 }
 
 void cache_free(struct qcow2_image *img)
@@ -111,16 +111,14 @@ void cache_free(struct qcow2_image *img)
 }
 
 /*
- * Make room for one more block below @max; false: so many are in use, dirty or being written, that the few others
- * would only push each other out: looking up one refcount takes two blocks at a time.
+ * Free a block; false: so many are in use, dirty or being written, that the few others would only push each other
+ * out: looking up one refcount takes two blocks at a time.
  */
-static bool evict(struct cache *c, unsigned max)
+static bool evict(struct cache *c)
 {
 	struct block *b, *oldest = NULL;
 	unsigned clean = 0;
 
-	if (c->count < max)
-		return true;
 	TAILQ_FOREACH_REVERSE(b, &c->lru, lru, lru) {
 		if (b->dirty || b->pins || b->loading)
 			continue;
@@ -149,17 +147,28 @@ static void load_done(struct host_io *io, int res)
 	waitq_wake(&c->room, 0);
 }
 
+/* Of memory there is for blocks it has what others need more. */
+void *cache_buffer(struct qcow2_image *img)
+{
+	void *buf;
+
+	while (!(buf = buf_alloc(img->geo.block_size)) && evict(img->cache))
+		;
+	return buf;
+}
+
 static struct block *block_new(struct cache *c, enum block_type type, uint64_t off)
 {
-	struct block *b = calloc(1, sizeof(*b)), **slot = hash_slot(c, off);
+	struct block *b = mem_get_zeroed(sizeof(*b)), **slot;
 
 	if (!b)
 		return NULL;
-	b->data = buf_alloc(c->img->geo.block_size);
+	b->data = cache_buffer(c->img);
 	if (!b->data) {
-		free(b);
+		mem_put(b);
 		return NULL;
 	}
+	slot = hash_slot(c, off);
 	b->off = off;
 	b->type = type;
 	b->cache = c;
@@ -179,14 +188,16 @@ static int load(struct qcow2_image *img, enum block_type type, uint64_t off, str
 	 * no commit will clean any more. */
 	bool must = commit_owns(img, waiter) || (img->mode != MODE_RW && c->dirty);
 
-	if (!evict(c, c->max + (must ? CACHE_SPARE_BLOCKS : 0)) && !must) {
+	if (c->count >= c->max + (must ? CACHE_SPARE_BLOCKS : 0) && !evict(c) && !must) {
 		op_wait(&c->room, waiter);
 		commit_start(img);
 		return -EWOULDBLOCK;
 	}
 	b = block_new(c, type, off);
-	if (!b)
+	if (!b) {
+		commit_start(img); /* it cleans some */
 		return -ENOMEM;
+	}
 	img->stats.cache_misses++;
 	b->loading = true;
 	op_wait(&b->waiters, waiter);
@@ -315,7 +326,9 @@ unsigned cache_dirty_count(const struct qcow2_image *img)
 
 unsigned cache_dirty_limit(const struct qcow2_image *img)
 {
-	return img->cache->max / 4;
+	size_t blocks = mem_ready() / img->geo.block_size; /* a commit needs a copy of each dirty one */
+
+	return blocks / 8 < img->cache->max / 4 ? (unsigned)(blocks / 8) : img->cache->max / 4;
 }
 
 void cache_wake(struct qcow2_image *img, int err)

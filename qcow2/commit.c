@@ -308,7 +308,7 @@ static void freeze(void *ctx, struct block *b)
 	block_pin(b);
 	f->block = b;
 	f->stage = stage_of(c->img, b);
-	f->data = buf_alloc(c->img->geo.block_size);
+	f->data = cache_buffer(c->img);
 	if (f->data)
 		memcpy(f->data, b->data, c->img->geo.block_size);
 	else if (!c->failed)

@@ -9,11 +9,8 @@
  */
 #include <assert.h>
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include "op.h"
-
-#define BUF_ALIGN 4096u
 
 void runq_init(struct runq *rq)
 {
@@ -78,20 +75,6 @@ void waitq_wake(struct waitq *wq, int err)
 	}
 }
 
-void *buf_alloc(uint64_t len)
-{
-	void *buf;
-
-	if (len > SIZE_MAX - BUF_ALIGN)
-		return NULL;
-	return posix_memalign(&buf, BUF_ALIGN, len ? len : 1) ? NULL : buf;
-}
-
-void buf_free(void *buf)
-{
-	free(buf);
-}
-
 /* ---- host I/O ---- */
 
 struct op_io {
@@ -108,7 +91,7 @@ struct op_io {
 static void op_io_free(struct op_io *o)
 {
 	buf_free(o->bounce);
-	free(o);
+	mem_put(o);
 }
 
 static void op_io_done(struct host_io *io, int res)
@@ -137,7 +120,7 @@ static void op_io_done(struct host_io *io, int res)
 static struct op_io *op_io_new(struct op *op, enum host_op what, struct host_file *file, void *buf, uint64_t len,
 			       uint64_t off)
 {
-	struct op_io *o = calloc(1, sizeof(*o));
+	struct op_io *o = mem_get_zeroed(sizeof(*o));
 
 	op_get(op);
 	if (!o) {

@@ -14,6 +14,7 @@
 
 #include <sys/queue.h>
 #include "io.h"
+#include "mem.h"
 
 enum step { STEP_NEXT, STEP_DONE };
 
@@ -66,9 +67,5 @@ void op_punch(struct op *op, struct host_file *file, uint64_t len, uint64_t off)
 void op_fsync(struct op *op, struct host_file *file);
 /* One aligned write with a linked fsync behind it (one submission); two pending things. */
 void op_write_fsync(struct op *op, struct host_file *file, const void *buf, uint64_t len, uint64_t off);
-
-/* Buffers aligned for direct I/O (4096); NULL when memory is exhausted. */
-void *buf_alloc(uint64_t len);
-void buf_free(void *buf);
 
 #endif

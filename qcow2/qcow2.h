@@ -133,7 +133,8 @@ struct qcow2_req {
 	void (*done)(struct qcow2_req *req, int res);
 	void *owner;
 };
-/* Start a request. Never calls done() itself. -ENOMEM: not started, done() will not run. */
+/* Start a request. -ENOMEM, here or from done(): there was no memory for it, nothing else is wrong, it can be
+ * started again. Never calls done() itself. -ENOMEM: not started, done() will not run. */
 int qcow2_submit(struct qcow2_image *img, struct qcow2_req *req);
 
 /* Run everything that can run now. With wait, first block until some host I/O completed or the
@@ -154,6 +155,20 @@ int qcow2_sync(struct qcow2_image *img, enum qcow2_req_op op, void *buf, uint64_
  * Returns the first error: what was not flushed before may then be lost.
  */
 int qcow2_close(struct qcow2_image *img, struct qcow2_error *err);
+
+/*
+ * Memory for requests, their buffers and cached blocks, of every image of the process, instead of malloc's.
+ * get(): like aligned_alloc(), aligned to size rounded up to a power of two, at most to 4096; NULL: none now.
+ * ready(): bytes that get() can give away altogether without NULL; the cache keeps few enough blocks dirty for
+ * that. One thread at a time. Copied; NULL: malloc again, when no image is open.
+ */
+struct qcow2_memory {
+	void *(*get)(void *ctx, size_t size);
+	void (*put)(void *ctx, void *p);
+	size_t (*ready)(void *ctx);
+	void *ctx;
+};
+void qcow2_use_memory(const struct qcow2_memory *m);
 
 /* ---- looking ---- */
 

@@ -4,7 +4,6 @@
  * or committer; done() is called here, once.
  */
 #include <errno.h>
-#include <stdlib.h>
 #include "commit.h"
 #include "journal.h"
 #include "publish.h"
@@ -22,7 +21,7 @@ static enum step request_end(struct op *op);
 
 int qcow2_submit(struct qcow2_image *img, struct qcow2_req *req)
 {
-	struct request *r = calloc(1, sizeof(*r));
+	struct request *r = mem_get_zeroed(sizeof(*r));
 
 	if (!r)
 		return -ENOMEM;
@@ -130,7 +129,7 @@ static enum step request_end(struct op *op)
 		res = -EIO; /* maybe nobody recorded it */
 	range_unlock(r->img, &r->range);
 	TAILQ_REMOVE(&r->img->requests, r, link);
-	free(r);
+	mem_put(r);
 	q->done(q, res);
 	return STEP_DONE;
 }
