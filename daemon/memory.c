@@ -5,20 +5,23 @@
  * A page of ours that is not in memory may have to be read from the device that we serve, or wait for memory
  * that only a write to that device frees. So both processes lock what they have: the worker for its requests,
  * the supervisor because it has to bring a dead worker back. Pages are locked as they are touched
- * (MCL_ONFAULT), so that the large, mostly unused mappings (buffers by tag) cost nothing; what a request needs
- * and nobody has touched yet is filled here and by memory_fill().
+ * (MCL_ONFAULT), so that the large, mostly unused mappings (buffers by tag) cost nothing; what a request
+ * needs and nobody has touched yet is filled here and by memory_fill().
  */
 #include "memory.h"
 #include "log.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <link.h>
+#include <malloc.h>
 #include <stdint.h>
-#include <string.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <unistd.h>
+
+#define HEAP (96u << 10) /* less than what malloc maps on its own */
 
 /* Whole pages that hold [start, end). */
 static void populate(uintptr_t start, uintptr_t end, int how)
@@ -49,8 +52,8 @@ static int populate_object(struct dl_phdr_info *info, size_t size, void *unused)
 }
 
 /*
- * Killing us would free little, and stop the writes that free more. Not -1000: should we ever leak, the kernel
- * must be left with somebody to kill.
+ * Killing us would free little, and stop the writes that free more. Not -1000: should we ever leak, the
+ * kernel must be left with somebody to kill.
  */
 static void set_oom_score(void)
 {
@@ -62,6 +65,19 @@ static void set_oom_score(void)
 	if (read(fd, now, sizeof(now) - 1) > 0 && atoi(now) > -900)
 		(void)!pwrite(fd, "-900", 4, 0); /* a preference */
 	close(fd);
+}
+
+/* What malloc has to give without asking the kernel, to whatever thread. */
+static void reserve_heap(void)
+{
+	void *p;
+
+	mallopt(M_ARENA_MAX, 1);
+	mallopt(M_TRIM_THRESHOLD, 8 * HEAP);
+	p = malloc(HEAP);
+	if (p)
+		memory_fill(p, HEAP);
+	free(p);
 }
 
 void memory_protect(const char *image)
@@ -76,6 +92,7 @@ void memory_protect(const char *image)
 		return; /* nor is it worth filling */
 	}
 	dl_iterate_phdr(populate_object, NULL);
+	reserve_heap();
 }
 
 void memory_fill(void *p, size_t len)
