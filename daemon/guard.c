@@ -34,8 +34,7 @@ static void check(const char *what, size_t len)
 	abort();
 }
 
-/* Whether this allocation is to fail. */
-static int none_left(void)
+bool queue_guard_no_memory(void)
 {
 	static __thread unsigned long count;
 
@@ -49,19 +48,19 @@ static int none_left(void)
 void *malloc(size_t size)
 {
 	CHECK("malloc");
-	return none_left() ? NULL : __libc_malloc(size);
+	return queue_guard_no_memory() ? NULL : __libc_malloc(size);
 }
 
 void *calloc(size_t n, size_t size)
 {
 	CHECK("calloc");
-	return none_left() ? NULL : __libc_calloc(n, size);
+	return queue_guard_no_memory() ? NULL : __libc_calloc(n, size);
 }
 
 void *realloc(void *p, size_t size)
 {
 	CHECK("realloc");
-	return none_left() ? NULL : __libc_realloc(p, size);
+	return queue_guard_no_memory() ? NULL : __libc_realloc(p, size);
 }
 
 int posix_memalign(void **p, size_t align, size_t size)
@@ -69,7 +68,7 @@ int posix_memalign(void **p, size_t align, size_t size)
 	void *got;
 
 	CHECK("posix_memalign");
-	got = none_left() ? NULL : __libc_memalign(align, size);
+	got = queue_guard_no_memory() ? NULL : __libc_memalign(align, size);
 	if (!got)
 		return ENOMEM;
 	*p = got;

@@ -12,8 +12,8 @@
  * - The thread ends when the driver has given up every tag (the device was stopped: nothing is in flight
  * then), or, if it has to quit early, once its data I/Os completed: the holds on the mapping table must be
  * given back.
- * - Buffers are given back to the system when the queue was idle for a while and nothing of it is in flight.
- * With deferred task work the driver copies write data only inside our io_uring_enter(), so none can be lost;
+ * - Buffers of the tags (there is no pool) are given back to the system when the queue was idle for a while and
+ * nothing of it is in flight. With deferred task work the driver copies write data only inside our io_uring_enter(), so none can be lost;
  * without, they are kept.
  *
  * When the thread ends, also by a crash, the driver fails what it had in flight, or, where it knows user
@@ -176,6 +176,7 @@ static void answers_come(struct completion *c, int res, unsigned flags)
 		next = l->next;
 		request_answered((struct request *)((char *)l - offsetof(struct request, miss.letter)));
 	}
+	request_starved(q);
 	if (!(flags & IORING_CQE_F_MORE))
 		arm_answers(q);
 }
@@ -257,23 +258,42 @@ static void *queue_main(void *arg)
 
 /* ---- for the main thread ---- */
 
+static size_t buffer_bytes(const struct queue *q)
+{
+	return q->opt.pool ? 0 : (size_t)q->opt.depth * MAX_IO_BYTES;
+}
+
+static int map_buffers(struct queue *q)
+{
+	size_t bytes = buffer_bytes(q);
+
+	if (!bytes)
+		return 0;
+	q->buffers =
+		mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (q->buffers == MAP_FAILED)
+		return -ENOMEM;
+	madvise(q->buffers, bytes, MADV_NOHUGEPAGE);
+	return 0;
+}
+
 static int allocate(struct queue *q)
 {
-	size_t bytes = (size_t)q->opt.depth * MAX_IO_BYTES;
+	char *buf;
 
+	STAILQ_INIT(&q->starved);
 	q->home.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (q->home.event_fd < 0)
 		return -errno;
 	q->request = calloc(q->opt.depth, sizeof(*q->request));
 	if (!q->request)
 		goto close_event;
-	q->buffers =
-		mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (q->buffers == MAP_FAILED)
+	if (map_buffers(q))
 		goto free_requests;
-	madvise(q->buffers, bytes, MADV_NOHUGEPAGE);
-	for (unsigned tag = 0; tag < q->opt.depth; tag++)
-		request_init(&q->request[tag], q, (uint16_t)tag, q->buffers + (size_t)tag * MAX_IO_BYTES);
+	for (unsigned tag = 0; tag < q->opt.depth; tag++) {
+		buf = q->opt.pool ? NULL : q->buffers + (size_t)tag * MAX_IO_BYTES;
+		request_init(&q->request[tag], q, (uint16_t)tag, buf);
+	}
 	return 0;
 
 free_requests:
@@ -281,6 +301,12 @@ free_requests:
 close_event:
 	close(q->home.event_fd);
 	return -ENOMEM;
+}
+
+static void unmap_buffers(struct queue *q)
+{
+	if (buffer_bytes(q))
+		munmap(q->buffers, buffer_bytes(q));
 }
 
 int queue_start(struct queue **out, const struct queue_options *opt, struct qcow2_error *err)
@@ -317,7 +343,7 @@ int queue_start(struct queue **out, const struct queue_options *opt, struct qcow
 	return 0;
 
 free_buffers:
-	munmap(q->buffers, (size_t)opt->depth * MAX_IO_BYTES);
+	unmap_buffers(q);
 	free(q->request);
 	close(q->home.event_fd);
 free_queue:
@@ -326,21 +352,26 @@ free_queue:
 	return ret;
 }
 
-void queue_join(struct queue *q, bool force)
+void queue_more(struct queue *q)
 {
 	uint64_t one = 1;
 
+	if (write(q->home.event_fd, &one, sizeof(one)) != sizeof(one))
+		abort(); /* an eventfd we own */
+}
+
+void queue_join(struct queue *q, bool force)
+{
 	if (force) {
 		__atomic_store_n(&q->quit, true, __ATOMIC_RELAXED);
-		if (write(q->home.event_fd, &one, sizeof(one)) != sizeof(one))
-			abort(); /* an eventfd we own */
+		queue_more(q);
 	}
 	pthread_join(q->thread, NULL);
 }
 
 void queue_free(struct queue *q)
 {
-	munmap(q->buffers, (size_t)q->opt.depth * MAX_IO_BYTES);
+	unmap_buffers(q);
 	free(q->request);
 	close(q->home.event_fd);
 	sem_destroy(&q->started);

@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
+#include <sys/queue.h>
 
 #define MAX_IO_BYTES (512u << 10)
 #define MAX_EXTENTS 8u /* data I/Os of one mapped request */
@@ -32,6 +33,7 @@ struct queue_options {
 	const struct meta_files *files;
 	struct fastmap *map;
 	struct meta *meta;
+	struct arena *pool; /* buffers of missed requests, each of its size; NULL: every tag has its own */
 };
 
 struct queue;
@@ -43,6 +45,7 @@ int queue_start(struct queue **out, const struct queue_options *opt, struct qcow
 void queue_join(struct queue *q, bool force);
 /* After meta_stop(): the metadata thread may use its buffers until then. */
 void queue_free(struct queue *q);
+void queue_more(struct queue *q); /* any thread: the pool has buffers again */
 void queue_add_stats(const struct queue *q, struct server_stats *st); /* any thread */
 
 /* ---- for request.c and copy.c ---- */
@@ -62,8 +65,9 @@ struct request {
 	uint32_t moved; /* bytes the data I/Os transferred */
 	uint32_t touched; /* bytes of buf that may be backed by memory */
 	struct fastmap_hold hold; /* while pending */
-	char *buf; /* MAX_IO_BYTES of address space */
+	char *buf; /* MAX_IO_BYTES of address space; from the pool: while the metadata thread has the request */
 	struct miss miss;
+	STAILQ_ENTRY(request) starved;
 };
 
 struct queue_stats {
@@ -75,7 +79,8 @@ struct queue {
 	struct io_uring ring;
 	const struct ublksrv_io_desc *iod; /* mapped from char_fd, indexed by tag */
 	struct request *request; /* by tag */
-	char *buffers;
+	char *buffers; /* without a pool */
+	STAILQ_HEAD(, request) starved; /* missed, the pool had no buffer */
 	struct completion answers; /* home.event_fd was written */
 	struct home home;
 	unsigned char_file, zero_file; /* indices in the ring's file table */
@@ -100,6 +105,7 @@ static inline void stat_add(uint64_t *counter, uint64_t by)
 void request_init(struct request *r, struct queue *q, uint16_t tag, char *buf);
 void request_fetch(struct request *r); /* the first command of a tag */
 void request_answered(struct request *r); /* the metadata thread is done with it */
+void request_starved(struct queue *q); /* the pool may have buffers for those that wait */
 void request_touch(struct request *r, uint32_t len); /* the first len bytes of its buffer are used */
 
 #endif

@@ -2,9 +2,10 @@
 /*
  * server.c - one device, from open image to block device and back.
  *
- * Owns, in the order they come to life: the control ring, the mapping table, the metadata thread (with the
- * open and locked image), the ublk device, /dev/ublkcN, the queue threads. Everything is released in reverse,
- * on failure as at the end. Used by the process's main thread only, but for the calls that say otherwise.
+ * Owns, in the order they come to life: the control ring, the library's memory, the mapping table, the
+ * metadata thread (with the open and locked image), the ublk device, /dev/ublkcN, the pool of buffers, the
+ * queue threads. Everything is released in reverse, on failure as at the end. Used by the process's main
+ * thread only, but for the calls that say otherwise.
  *
  * Order that matters: queue threads serve before START_DEV, which reads the partition table through them. At
  * the end the device is stopped first (what is in flight completes), then the queue threads end, then the
@@ -14,7 +15,9 @@
  * driver keeps what was not answered and gives it to the new server), or ublk_delete() removes it.
  */
 #include "server.h"
+#include "arena.h"
 #include "ctrl.h"
+#include "guard.h"
 #include "meta.h"
 #include "params.h"
 #include "queue.h"
@@ -33,12 +36,16 @@
 #define DEFAULT_DEPTH 64u
 #define MAX_DEPTH 1024u
 #define DEFAULT_CACHE (1ull << 20)
+#define LIBRARY_RESERVE ARENA_LARGEST
+#define LIBRARY_MAX (64u << 20)
 #define NODE_WAIT_MS 5000
 #define RECOVERY_WAIT_MS 30000
 #define RECOVERY_FLAGS (UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE)
 
 struct server {
 	struct ctrl *ctrl;
+	struct arena *library; /* the memory of requests with the metadata thread */
+	struct arena *pool; /* buffers of what they read and write */
 	struct fastmap *map;
 	struct meta *meta;
 	const struct copy_ops *copy;
@@ -168,6 +175,26 @@ static int open_char(struct server *s, const struct server_options *opt, struct 
 	return 0;
 }
 
+/* Some request waits for a buffer, and there are some. */
+static void more_buffers(void *ctx)
+{
+	struct server *s = ctx;
+
+	for (unsigned i = 0; i < s->queues; i++)
+		queue_more(s->queue[i]);
+}
+
+/* Where the driver copies it wants to know each tag's buffer beforehand. */
+static int make_pool(struct server *s, struct qcow2_error *err)
+{
+	size_t most = (size_t)s->info.nr_hw_queues * s->info.queue_depth * MAX_IO_BYTES;
+	int ret = 0;
+
+	if (s->copy == &copy_zero)
+		ret = arena_new(&s->pool, 4096, ARENA_LARGEST, most, more_buffers, s);
+	return ret ? qcow2_fail(err, ret, "%s: %s", s->node, strerror(-ret)) : 0;
+}
+
 static struct queue_options queue_settings(const struct server *s, const struct custody *custody)
 {
 	return (struct queue_options){
@@ -190,8 +217,11 @@ static int start_queues(struct server *s, const struct custody *custody, struct 
 {
 	struct queue_options opt = queue_settings(s, custody);
 	cpu_set_t cpus;
-	int ret;
+	int ret = make_pool(s, err);
 
+	if (ret)
+		return ret;
+	opt.pool = s->pool;
 	s->queue = calloc(s->info.nr_hw_queues, sizeof(*s->queue));
 	if (!s->queue)
 		return qcow2_fail(err, -ENOMEM, "%s: out of memory", s->node);
@@ -298,6 +328,9 @@ int server_stop(struct server *s, struct qcow2_error *err)
 	deleted = delete_device(s, err);
 	if (s->map)
 		fastmap_free(s->map);
+	qcow2_use_memory(NULL);
+	arena_delete(s->library);
+	arena_delete(s->pool);
 	if (s->ctrl)
 		ctrl_close(s->ctrl);
 	if (s->zero_fd >= 0)
@@ -325,13 +358,54 @@ static int prepare(struct server *s, const struct server_options *opt, struct qc
 	return ctrl_open(&s->ctrl, err);
 }
 
+/* What is larger (copies of clusters above 256 KiB) is malloc's, and may wait for memory. */
+static void *library_get(void *ctx, size_t size)
+{
+	void *p;
+
+	if (queue_guard_no_memory())
+		return NULL;
+	if (size <= ARENA_LARGEST)
+		return arena_get(ctx, size);
+	return posix_memalign(&p, 4096, size) ? NULL : p;
+}
+
+static void library_put(void *ctx, void *p)
+{
+	if (arena_owns(ctx, p))
+		arena_put(ctx, p);
+	else
+		free(p);
+}
+
+static size_t library_ready(void *ctx)
+{
+	return arena_ready(ctx);
+}
+
+static int give_memory(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
+	int ret = arena_new(&s->library, 64, LIBRARY_RESERVE, LIBRARY_MAX, NULL, NULL);
+	struct qcow2_memory memory = {
+		.get = library_get, .put = library_put, .ready = library_ready, .ctx = s->library
+	};
+
+	if (ret)
+		return qcow2_fail(err, ret, "%s: %s", opt->image, strerror(-ret));
+	qcow2_use_memory(&memory);
+	return 0;
+}
+
 /* The mapping table and the image over it. */
 static int open_image(struct server *s, const struct server_options *opt, unsigned queues,
 		      struct qcow2_error *err)
 {
 	uint64_t cache = opt->cache_size ? opt->cache_size : DEFAULT_CACHE;
-	int ret = fastmap_new(&s->map, 0, cache, queues);
+	int ret = give_memory(s, opt, err);
 
+	if (ret)
+		return ret;
+	ret = fastmap_new(&s->map, 0, cache, queues);
 	if (ret)
 		return qcow2_fail(err, ret, "%s: mapping table: %s", opt->image, strerror(-ret));
 	return meta_start(&s->meta, opt, s->map, err);

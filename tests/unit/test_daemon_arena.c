@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * test_daemon_arena.c - memory that is there already: nobody gets what another has, it grows and shrinks, who
+ * got nothing is told; and what is always there is enough for the library to get on.
+ */
+#include "daemon/arena.h"
+#include "memimg.h"
+#include <semaphore.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MAX (8 * (size_t)ARENA_LARGEST)
+#define HELD 300
+
+static void told(void *ctx)
+{
+	sem_post(ctx);
+}
+
+static size_t rounded(size_t size)
+{
+	size_t n = 64;
+
+	while (n < size)
+		n *= 2;
+	return n;
+}
+
+/* Everything is filled with its owner's number; neighbours that overlap would find another. */
+static void nobody_shares(void **state)
+{
+	static struct {
+		unsigned char *p;
+		size_t len;
+	} held[HELD];
+	struct arena *a;
+
+	srand(1);
+	assert_int_equal(arena_new(&a, 64, MAX, MAX, NULL, NULL), 0);
+	for (unsigned turn = 0; turn < 100000; turn++) {
+		unsigned i = (unsigned)rand() % HELD;
+
+		if (held[i].p) {
+			for (size_t k = 0; k < held[i].len; k += 61)
+				assert_int_equal(held[i].p[k], (unsigned char)i);
+			arena_put(a, held[i].p);
+			held[i].p = NULL;
+			continue;
+		}
+		held[i].len = 1 + (size_t)rand() % (1u << (rand() % 17));
+		held[i].p = arena_get(a, held[i].len);
+		if (!held[i].p)
+			continue;
+		assert_true(arena_owns(a, held[i].p) && arena_owns(a, held[i].p + held[i].len - 1));
+		assert_int_equal((uintptr_t)held[i].p %
+					 (rounded(held[i].len) < 4096 ? rounded(held[i].len) : 4096),
+				 0);
+		memset(held[i].p, (int)i, held[i].len);
+	}
+	for (unsigned i = 0; i < HELD; i++)
+		if (held[i].p)
+			arena_put(a, held[i].p);
+	for (unsigned i = 0; i < 8; i++) /* all in whole pieces again */
+		assert_non_null(held[i].p = arena_get(a, ARENA_LARGEST));
+	assert_null(arena_get(a, 1));
+	assert_null(arena_get(a, ARENA_LARGEST + 1));
+	arena_delete(a);
+}
+
+static void *get_soon(struct arena *a, sem_t *more)
+{
+	struct timespec t;
+	void *p;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	t.tv_sec += 60;
+	while (!(p = arena_get(a, ARENA_LARGEST)))
+		assert_int_equal(sem_timedwait(more, &t), 0);
+	return p;
+}
+
+static void grows_and_shrinks(void **state)
+{
+	unsigned char there[MAX / 4096];
+	struct arena *a;
+	void *p[8];
+	sem_t more;
+
+	sem_init(&more, 0, 0);
+	assert_int_equal(arena_new(&a, 4096, ARENA_LARGEST, MAX, told, &more), 0);
+	assert_int_equal(arena_ready(a), ARENA_LARGEST);
+	for (unsigned i = 0; i < 8; i++)
+		p[i] = get_soon(a, &more);
+	assert_int_equal(arena_ready(a), MAX);
+	while (!sem_trywait(&more))
+		;
+	assert_null(arena_get(a, 4096));
+	assert_int_equal(sem_trywait(&more), -1);
+	arena_put(a, p[0]);
+	assert_int_equal(sem_trywait(&more), 0); /* by whoever gave it back */
+	assert_non_null(p[0] = arena_get(a, 4096));
+	for (unsigned i = 1; i < 8; i++)
+		arena_put(a, p[i]);
+	for (unsigned i = 0; i < 600 && arena_ready(a) > ARENA_LARGEST; i++)
+		usleep(100000);
+	assert_int_equal(arena_ready(a), ARENA_LARGEST);
+	usleep(100000);
+	assert_int_equal(mincore((char *)p[0] - (uintptr_t)p[0] % 4096, 4096, there), 0);
+	assert_true(there[0] & 1);
+	arena_delete(a);
+	sem_destroy(&more);
+}
+
+/* ---- the library on what is always there ---- */
+
+#define CLUSTERS 512u
+#define AT_ONCE 32u
+
+static unsigned long refusals;
+
+static void *get(void *ctx, size_t size)
+{
+	void *p;
+
+	if (size > ARENA_LARGEST) /* opening */
+		return aligned_alloc(4096, size);
+	p = arena_get(ctx, size);
+	refusals += !p;
+	return p;
+}
+
+static void put(void *ctx, void *p)
+{
+	if (arena_owns(ctx, p))
+		arena_put(ctx, p);
+	else
+		free(p);
+}
+
+static size_t ready(void *ctx)
+{
+	return arena_ready(ctx);
+}
+
+/* As the metadata thread does it: after a refusal one at a time, again and again. */
+static void finish(struct qcow2_image *img, struct job *j, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		for (unsigned tries = 0; !j[i].done; tries++) {
+			assert_true(tries < 100000);
+			qcow2_run(img, true);
+		}
+	for (unsigned i = 0; i < n; i++) {
+		for (unsigned tries = 0; j[i].res == -ENOMEM; tries++) {
+			assert_true(tries < 1000);
+			j[i].done = false;
+			j[i].res = qcow2_submit(img, &j[i].req);
+			for (unsigned turns = 0; !j[i].res && !j[i].done; turns++) {
+				assert_true(turns < 100000);
+				qcow2_run(img, true);
+			}
+		}
+		assert_int_equal(j[i].res, 0);
+	}
+}
+
+/* Writes all over an image whose clusters are a snapshot's too: each copies 64 KiB. */
+static void reserve_is_enough(void **state)
+{
+	static unsigned char fill[CLUSTERS];
+	struct disk *d = disk_make(&(struct spec){ .bits = 16, .size = CLUSTERS << 16 });
+	struct qcow2_memory memory = { .get = get, .put = put, .ready = ready };
+	struct qcow2_image *img = open_image(d, NULL);
+	struct job j[AT_ONCE];
+	struct arena *a;
+
+	srand(2);
+	for (unsigned c = 0; c < CLUSTERS; c++)
+		assert_int_equal(do_write(img, (uint64_t)c << 16, 65536, 1), 0);
+	close_image(img);
+	disk_snapshot(d);
+	assert_int_equal(arena_new(&a, 64, ARENA_LARGEST, ARENA_LARGEST, NULL, NULL), 0);
+	memory.ctx = a;
+	qcow2_use_memory(&memory);
+	img = open_image(d, NULL);
+	memset(fill, 1, sizeof(fill));
+	for (unsigned turn = 0; turn < 100; turn++) {
+		for (unsigned i = 0; i < AT_ONCE; i++) {
+			unsigned c = (turn * AT_ONCE + i) * 37 % CLUSTERS;
+
+			fill[c] = (unsigned char)(2 + turn);
+			j[i] = (struct job){ .req = { .op = QCOW2_WRITE,
+						      .off = ((uint64_t)c << 16) + 4096,
+						      .len = 8192,
+						      .done = job_done,
+						      .owner = &j[i] } };
+			j[i].req.buf = j[i].buf = aligned_alloc(4096, 8192);
+			memset(j[i].buf, fill[c], 8192);
+			j[i].res = qcow2_submit(img, &j[i].req);
+			j[i].done = j[i].res;
+		}
+		finish(img, j, AT_ONCE);
+		for (unsigned i = 0; i < AT_ONCE; i++)
+			free(j[i].buf);
+		if (turn % 10 == 0)
+			assert_int_equal(do_flush(img), 0);
+	}
+	for (unsigned c = 0; c < CLUSTERS; c++) {
+		reads(img, (uint64_t)c << 16, 4096, 1);
+		reads(img, ((uint64_t)c << 16) + 4096, 8192, fill[c]);
+	}
+	print_message("    %lu refusals\n", refusals);
+	assert_true(refusals > 10);
+	close_image(img);
+	qcow2_use_memory(NULL);
+	arena_delete(a);
+	assert_int_equal(disk_check(d, true).errors, 0);
+	disk_free(d);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(nobody_shares),
+		cmocka_unit_test(grows_and_shrinks),
+		cmocka_unit_test(reserve_is_enough),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
