@@ -42,7 +42,7 @@ struct arena {
 	unsigned char *tag; /* one per unit of the smallest size */
 	size_t smallest, reserve, max;
 	unsigned top; /* the largest order */
-	size_t ready, free;
+	size_t ready, free, target; /* bytes */
 	struct blocks list[ORDERS];
 	bool starved, stop;
 	unsigned long gets;
@@ -118,7 +118,7 @@ static void add_piece(struct arena *a)
 
 static bool is_wanted(const struct arena *a)
 {
-	return a->free < LITTLE && a->ready < a->max;
+	return (a->free < LITTLE || a->ready < a->target) && a->ready < a->max;
 }
 
 /* Nobody got anything for a while: all free pieces at the end go. */
@@ -126,6 +126,7 @@ static void shrink(struct arena *a)
 {
 	size_t was = a->ready;
 
+	a->target = 0;
 	while (a->ready > a->reserve && a->free >= ARENA_LARGEST + LITTLE) {
 		struct block *b = (struct block *)(a->base + a->ready - ARENA_LARGEST);
 
@@ -284,6 +285,17 @@ void *arena_get(struct arena *a, size_t size)
 		pthread_cond_signal(&a->wanted);
 	pthread_mutex_unlock(&a->lock);
 	return b;
+}
+
+void arena_want(struct arena *a, size_t bytes)
+{
+	pthread_mutex_lock(&a->lock);
+	if (a->target < bytes)
+		a->target = bytes;
+	a->gets++;
+	if (is_wanted(a))
+		pthread_cond_signal(&a->wanted);
+	pthread_mutex_unlock(&a->lock);
 }
 
 void arena_put(struct arena *a, void *p)

@@ -27,6 +27,8 @@ void arena_delete(struct arena *a); /* with all that was got from it; NULL is al
 void *arena_get(struct arena *a, size_t size);
 void arena_put(struct arena *a, void *p);
 bool arena_owns(const struct arena *a, const void *p);
+/* Any thread: have so many bytes ready soon, until there is nothing to do for a while. */
+void arena_want(struct arena *a, size_t bytes);
 size_t arena_ready(const struct arena *a); /* any thread: bytes that are there */
 
 #endif

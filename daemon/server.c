@@ -378,9 +378,13 @@ static void library_put(void *ctx, void *p)
 		free(p);
 }
 
-static size_t library_ready(void *ctx)
+static size_t library_ready(void *ctx, size_t want)
 {
-	return arena_ready(ctx);
+	size_t ready = arena_ready(ctx);
+
+	if (ready < want)
+		arena_want(ctx, want);
+	return ready;
 }
 
 static int give_memory(struct server *s, const struct server_options *opt, struct qcow2_error *err)

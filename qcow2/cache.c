@@ -326,9 +326,11 @@ unsigned cache_dirty_count(const struct qcow2_image *img)
 
 unsigned cache_dirty_limit(const struct qcow2_image *img)
 {
-	size_t blocks = mem_ready() / img->geo.block_size; /* a commit needs a copy of each dirty one */
+	const struct cache *c = img->cache;
+	size_t size = img->geo.block_size;
+	size_t blocks = mem_ready(16 * size * (c->dirty + 1)) / size; /* a commit needs a copy of each dirty one */
 
-	return blocks / 8 < img->cache->max / 4 ? (unsigned)(blocks / 8) : img->cache->max / 4;
+	return blocks / 8 < c->max / 4 ? (unsigned)(blocks / 8) : c->max / 4;
 }
 
 void cache_wake(struct qcow2_image *img, int err)

@@ -34,9 +34,9 @@ void mem_put(void *p)
 		from.put(from.ctx, p);
 }
 
-size_t mem_ready(void)
+size_t mem_ready(size_t want)
 {
-	return from.ready ? from.ready(from.ctx) : SIZE_MAX;
+	return from.ready ? from.ready(from.ctx, want) : SIZE_MAX;
 }
 
 void *buf_alloc(uint64_t len)

@@ -13,7 +13,7 @@
 void *mem_get(size_t size);
 void *mem_get_zeroed(size_t size);
 void mem_put(void *p); /* NULL is allowed */
-size_t mem_ready(void); /* bytes there are for all; SIZE_MAX: nobody knows */
+size_t mem_ready(size_t want); /* bytes there are for all (SIZE_MAX: nobody knows), wanted are @want */
 /* The same as mem_get(), aligned for direct I/O (4096). */
 void *buf_alloc(uint64_t len);
 void buf_free(void *buf);

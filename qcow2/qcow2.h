@@ -160,12 +160,12 @@ int qcow2_close(struct qcow2_image *img, struct qcow2_error *err);
  * Memory for requests, their buffers and cached blocks, of every image of the process, instead of malloc's.
  * get(): like aligned_alloc(), aligned to size rounded up to a power of two, at most to 4096; NULL: none now.
  * ready(): bytes that get() can give away altogether without NULL; the cache keeps few enough blocks dirty for
- * that. One thread at a time. Copied; NULL: malloc again, when no image is open.
+ * that. It would like @want of them: have more soon, if possible. One thread at a time. Copied; NULL: malloc again, when no image is open.
  */
 struct qcow2_memory {
 	void *(*get)(void *ctx, size_t size);
 	void (*put)(void *ctx, void *p);
-	size_t (*ready)(void *ctx);
+	size_t (*ready)(void *ctx, size_t want);
 	void *ctx;
 };
 void qcow2_use_memory(const struct qcow2_memory *m);

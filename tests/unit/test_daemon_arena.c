@@ -105,7 +105,10 @@ static void grows_and_shrinks(void **state)
 	for (unsigned i = 0; i < 600 && arena_ready(a) > ARENA_LARGEST; i++)
 		usleep(100000);
 	assert_int_equal(arena_ready(a), ARENA_LARGEST);
-	usleep(100000);
+	arena_want(a, 3 * (size_t)ARENA_LARGEST);
+	for (unsigned i = 0; i < 600 && arena_ready(a) < 3 * (size_t)ARENA_LARGEST; i++)
+		usleep(100000);
+	assert_int_equal(arena_ready(a), 3 * (size_t)ARENA_LARGEST);
 	assert_int_equal(mincore((char *)p[0] - (uintptr_t)p[0] % 4096, 4096, there), 0);
 	assert_true(there[0] & 1);
 	arena_delete(a);
@@ -138,7 +141,7 @@ static void put(void *ctx, void *p)
 		free(p);
 }
 
-static size_t ready(void *ctx)
+static size_t ready(void *ctx, size_t want)
 {
 	return arena_ready(ctx);
 }
