@@ -95,6 +95,20 @@ int check_read(struct check *c, void *buf, uint64_t len, uint64_t off, const cha
 
 /* ---- counting ---- */
 
+/* What is referenced beyond the end has a refcount as well. */
+static int count_ahead(struct check *c, uint64_t off, uint64_t len)
+{
+	const struct geometry *g = &c->hdr.geo;
+	uint64_t i = rt_index(g, cluster_of(g, off)), last = rt_index(g, cluster_of(g, off + len - 1)),
+		 ignored;
+
+	c->beyond = min_u64(c->beyond, off);
+	for (; i <= last && i < c->rt_entries; i++)
+		if (counters_add(&c->ahead, i, 1, &ignored))
+			return check_nomem(c);
+	return 0;
+}
+
 int check_count(struct check *c, uint64_t off, uint64_t len, uint64_t n, bool meta, bool *inside)
 {
 	const struct geometry *g = &c->hdr.geo;
@@ -110,8 +124,7 @@ int check_count(struct check *c, uint64_t off, uint64_t len, uint64_t n, bool me
 		check_blind(c, n,
 			    "0x%" PRIx64 " bytes at 0x%" PRIx64 " are referenced beyond the end of the file",
 			    len, off);
-		c->beyond = min_u64(c->beyond, off);
-		return 0;
+		return count_ahead(c, off, len);
 	}
 	last = cluster_of(g, off + len - 1);
 	if (last >= c->nb_clusters)
@@ -330,7 +343,8 @@ static int prepare(struct check *c)
 	    counters_init(&c->l2, limit, UINT64_MAX, &c->budget) ||
 	    counters_init(&c->l2_active, limit, UINT64_MAX, &c->budget) ||
 	    counters_init(&c->over, limit, UINT64_MAX, &c->budget) ||
-	    counters_init(&c->spared, limit, UINT64_MAX, &c->budget))
+	    counters_init(&c->spared, limit, UINT64_MAX, &c->budget) ||
+	    counters_init(&c->ahead, c->rt_entries, UINT64_MAX, &c->budget))
 		return check_nomem(c);
 	return check_read(c, c->rt, rt_bytes, c->hdr.rt_offset, "the refcount table");
 }
@@ -367,6 +381,7 @@ void check_end(struct check *c)
 {
 	counters_free(&c->moving);
 	counters_free(&c->stuck);
+	counters_free(&c->ahead);
 	counters_free(&c->spared);
 	counters_free(&c->over);
 	counters_free(&c->l2_active);

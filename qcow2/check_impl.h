@@ -46,6 +46,7 @@ struct check {
 	bool spare_refcounts; /* in: refcount table and blocks are no references, they are in .spared */
 	struct counters spared;
 	struct counters over; /* references that .refs cannot hold */
+	struct counters ahead; /* by refcount table entry: references beyond the end of the file */
 	struct counters stuck, moving; /* repair_tables.c, repair_move.c */
 	uint64_t blind; /* of the errors: may hide references */
 	uint64_t overlaps; /* clusters with metadata and something else */

@@ -9,7 +9,8 @@
  *
  * Invariants: memory is one refcount block, the new table and a byte per entry of it. The file never grows
  * over an offset that some entry names beyond its end: that entry would become valid, and the cluster ours.
- * Entries of the old refcount table are cleared for that, which changes no refcount.
+ * Entries of the old refcount table are cleared for that, which changes no refcount. The new structures hold
+ * refcounts beyond the end, too, where an entry points: free, those clusters would be given to somebody else.
  */
 #include "repair_impl.h"
 #include <errno.h>
@@ -105,6 +106,7 @@ struct rebuild {
 	uint64_t last; /* and the last one */
 	uint64_t entries, blocks;
 	uint32_t rt_clusters;
+	bool unknown; /* something is referenced beyond the end and its refcount cannot be read */
 };
 
 static int need(struct rebuild *b, uint64_t cluster)
@@ -137,6 +139,27 @@ static int need_for_file(struct rebuild *b)
 			;
 		if (cl < end)
 			ret = need(b, cl);
+	}
+	return ret;
+}
+
+/* Those that hold refcounts of what is referenced beyond its end. */
+static int need_ahead(struct rebuild *b)
+{
+	struct check *c = b->r->c;
+	uint64_t i, off;
+	uint32_t index;
+	void *piece;
+	int ret = 0;
+
+	for (i = 0; !ret && counters_next(&c->ahead, &i, c->rt_entries); i++) {
+		if (!check_piece(c, i << c->hdr.geo.rb_bits, &piece, &off, &index))
+			b->unknown = true;
+		else if (piece)
+			ret = need(b, i << c->hdr.geo.rb_bits);
+		/* Entries of the old table may all name the same block. */
+		if (b->blocks > c->nb_clusters)
+			ret = -EFBIG;
 	}
 	return ret;
 }
@@ -182,6 +205,8 @@ static const char *no_place(const struct rebuild *b)
 	const struct check *c = b->r->c;
 	uint64_t end = (b->last + 1) << c->hdr.geo.cluster_bits;
 
+	if (b->unknown)
+		return "an entry points beyond the end of the file, where the refcounts cannot be read";
 	if (end > c->beyond || old_table_in_use(b))
 		return "they would lie where an entry points beyond the end of the file";
 	if (b->r->file->fixed_size && b->r->keep)
@@ -217,7 +242,7 @@ static void fill_block(struct rebuild *b, uint64_t index, void *block)
 
 	memset(block, 0, g->cluster_size);
 	file_end = min_u64(end, c->nb_clusters);
-	for (cl = first; b->r->keep && cl < file_end; cl++)
+	for (cl = first; b->r->keep && cl < end; cl++)
 		refcount_encode(g, block, (uint32_t)(cl - first), repair_target(b->r, cl));
 	for (cl = first; !b->r->keep && counters_next(&c->refs, &cl, file_end); cl++)
 		refcount_encode(g, block, (uint32_t)(cl - first), repair_target(b->r, cl));
@@ -262,6 +287,8 @@ int repair_rebuild(struct repair *r, bool *done)
 	b.copies = r->file->fixed_size ? cluster_of(g, r->c->res->image_end) : r->c->nb_clusters;
 	b.base = b.copies + r->moves.nr;
 	ret = need_for_file(&b);
+	if (!ret)
+		ret = need_ahead(&b);
 	if (!ret)
 		ret = place(&b);
 	why = ret == -EFBIG ? "the file is too large" : no_place(&b);

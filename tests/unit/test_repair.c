@@ -218,6 +218,39 @@ static void test_no_place(void **state_)
 	disk_free(d);
 }
 
+/* What an entry names beyond the end keeps its refcount: free, the cluster would be somebody else's one day.
+ */
+static void test_counted_beyond(void **state_)
+{
+	const uint64_t near = 1000, far = 2100; /* the second refcount block begins with cluster 2048 */
+	struct disk *d = sound(&(struct spec){ 0 }), *origin;
+	struct qcow2_repair_result res;
+	uint64_t block = disk_append(d);
+
+	disk_set_be(d, reftable(d) + 8, block, 8);
+	disk_set_refcount(d, near, 1);
+	disk_set_refcount(d, far, 1);
+	disk_set_be(d, disk_l2_at(d, 4096), near << 12 | QCOW2_COPIED, 8);
+	disk_set_be(d, disk_l2_at(d, 8192), far << 12 | QCOW2_COPIED, 8);
+	disk_set_be(d, reftable(d) + 16, 1, 8);
+	origin = disk_clone(d);
+	crash_states("counted beyond", d, QCOW2_REPAIR_ALL, &res);
+	assert_int_equal(repair_disk(d, QCOW2_REPAIR_ALL, &res), 0);
+	assert_true(res.rebuilt);
+	assert_int_equal(res.after.errors, 2);
+	assert_int_equal(disk_refcount(d, near), 1);
+	assert_int_equal(disk_refcount(d, far), 1);
+	disk_free(d);
+	/* nobody can know them */
+	disk_set_be(origin, reftable(origin) + 8, block + 512, 8);
+	d = disk_clone(origin);
+	assert_int_equal(repair_disk(d, QCOW2_REPAIR_ALL, &res), 0);
+	assert_true(unchanged(d, origin));
+	assert_non_null(strstr(res.left, "the refcounts cannot be read"));
+	disk_free(origin);
+	disk_free(d);
+}
+
 /* A block device does not grow: what is written anew lies behind the last cluster in use, or nowhere. */
 static void test_device(void **state_)
 {
@@ -431,6 +464,7 @@ int main(void)
 		cmocka_unit_test(test_leaks_beside_errors),
 		cmocka_unit_test(test_hidden_references),
 		cmocka_unit_test(test_no_place),
+		cmocka_unit_test(test_counted_beyond),
 		cmocka_unit_test(test_device),
 		cmocka_unit_test(test_move),
 		cmocka_unit_test(test_saturated),
