@@ -36,19 +36,6 @@ struct control {
 	bool died; /* the data path ended by itself */
 };
 
-void control_block_signals(void)
-{
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGUSR1);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	signal(SIGPIPE, SIG_IGN);
-	signal(SIGHUP, SIG_IGN);
-}
-
 /* ---- the interface ---- */
 
 static int on_info(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags,

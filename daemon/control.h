@@ -11,9 +11,6 @@
 #include "rundir.h"
 #include "server.h"
 
-/* Block what the control loop wants to receive. Before any thread exists: threads inherit it. */
-void control_block_signals(void);
-
 struct control;
 
 /* Listen. @link: to the supervisor; NULL: there is none. @server, @dir, @state and @link stay the caller's if

@@ -6,7 +6,6 @@
 #include "thread.h"
 #include "memory.h"
 #include <limits.h>
-#include <signal.h>
 
 #ifdef __SANITIZE_ADDRESS__
 #define STACK (4u << 20)
@@ -32,6 +31,17 @@ int thread_start(pthread_t *out, const char *name, void *(*fn)(void *), void *ar
 	if (!ret)
 		pthread_setname_np(*out, name);
 	return -ret;
+}
+
+void thread_main_signals(sigset_t *set)
+{
+	sigemptyset(set);
+	sigaddset(set, SIGTERM);
+	sigaddset(set, SIGINT);
+	sigaddset(set, SIGUSR1);
+	sigprocmask(SIG_BLOCK, set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	signal(SIGHUP, SIG_IGN);
 }
 
 void thread_io_path(void)

@@ -12,6 +12,7 @@
 #include "log.h"
 #include "memory.h"
 #include "server.h"
+#include "thread.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -120,11 +121,12 @@ static int serve(struct worker *w)
 int worker_main(void)
 {
 	struct worker w = { NULL };
+	sigset_t signals;
 	int ret;
 
 	prctl(PR_SET_NAME, "ublk-qcow2");
 	fcntl(LINK_FD, F_SETFD, FD_CLOEXEC);
-	control_block_signals();
+	thread_main_signals(&signals);
 	ret = link_open(&w.link, LINK_FD, &w.start, &w.err);
 	if (ret) {
 		log_line(LOG_ERR, "%s", w.err.text);

@@ -183,46 +183,6 @@ static int detach(const struct found *f)
 	return f->live ? detach_live(&f->state) : detach_dead(&f->state);
 }
 
-static int detach_all(void)
-{
-	struct qcow2_error err = { "" };
-	int *ids, ret, code = EXIT_DONE;
-	struct found f;
-	size_t count, i;
-
-	ret = rundir_list(&ids, &count, &err);
-	if (ret)
-		return report_error(&err, ret);
-	for (i = 0; i < count; i++) {
-		err.text[0] = '\0';
-		ret = rundir_read(ids[i], &f.state, &f.live, &err);
-		if (ret == -ENOENT)
-			continue;
-		if (ret) {
-			code = report_error(&err, ret);
-			continue;
-		}
-		if (detach(&f) != EXIT_DONE)
-			code = EXIT_FAILED;
-		run_state_clear(&f.state);
-	}
-	free(ids);
-	return code;
-}
-
-static int detach_one(const char *arg)
-{
-	struct qcow2_error err = { "" };
-	struct found f;
-	int ret = find_device(arg, true, &f, &err);
-
-	if (ret)
-		return report_error(&err, ret);
-	ret = detach(&f);
-	run_state_clear(&f.state);
-	return ret;
-}
-
 static int run_detach(int argc, char **argv)
 {
 	static const struct option options[] = {
@@ -244,8 +204,6 @@ static int run_detach(int argc, char **argv)
 	}
 	if (all && optind < argc)
 		return usage_error(&cmd_detach, "--all and a device were given");
-	if (all)
-		return detach_all();
-	ret = want_arguments(&cmd_detach, argc, 1, "DEVICE, IMAGE or --all");
-	return ret ? ret : detach_one(argv[optind]);
+	ret = all ? 0 : want_arguments(&cmd_detach, argc, 1, "DEVICE, IMAGE or --all");
+	return ret ? ret : for_devices(all ? NULL : argv[optind], detach);
 }

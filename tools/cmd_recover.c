@@ -72,45 +72,6 @@ static int recover(const struct found *f)
 	return ret ? report_error(&err, ret) : EXIT_DONE;
 }
 
-static int recover_all(void)
-{
-	struct qcow2_error err = { "" };
-	int *ids, ret, code = EXIT_DONE;
-	struct found f;
-	size_t count, i;
-
-	ret = rundir_list(&ids, &count, &err);
-	if (ret)
-		return report_error(&err, ret);
-	for (i = 0; i < count; i++) {
-		err.text[0] = '\0';
-		ret = rundir_read(ids[i], &f.state, &f.live, &err);
-		if (ret == -ENOENT)
-			continue;
-		if (ret)
-			code = report_error(&err, ret);
-		else if (recover(&f) != EXIT_DONE)
-			code = EXIT_FAILED;
-		if (!ret)
-			run_state_clear(&f.state);
-	}
-	free(ids);
-	return code;
-}
-
-static int recover_one(const char *arg)
-{
-	struct qcow2_error err = { "" };
-	struct found f;
-	int ret = find_device(arg, true, &f, &err);
-
-	if (ret)
-		return report_error(&err, ret);
-	ret = recover(&f);
-	run_state_clear(&f.state);
-	return ret;
-}
-
 static int run_recover(int argc, char **argv)
 {
 	static const struct option options[] = {
@@ -130,10 +91,8 @@ static int run_recover(int argc, char **argv)
 	}
 	if (all && optind < argc)
 		return usage_error(&cmd_recover, "--all and a device were given");
-	if (all)
-		return recover_all();
-	ret = want_arguments(&cmd_recover, argc, 1, "DEVICE or --all");
-	return ret ? ret : recover_one(argv[optind]);
+	ret = all ? 0 : want_arguments(&cmd_recover, argc, 1, "DEVICE or --all");
+	return ret ? ret : for_devices(all ? NULL : argv[optind], recover);
 }
 
 /* ---- restart ---- */

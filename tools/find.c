@@ -172,6 +172,50 @@ int find_device(const char *arg, bool images, struct found *out, struct qcow2_er
 	return ret;
 }
 
+static int for_device(const char *arg, int (*fn)(const struct found *f))
+{
+	struct qcow2_error err = { "" };
+	struct found f;
+	int ret = find_device(arg, true, &f, &err);
+
+	if (ret)
+		return report_error(&err, ret);
+	ret = fn(&f);
+	run_state_clear(&f.state);
+	return ret;
+}
+
+static int for_number(int id, int (*fn)(const struct found *f))
+{
+	struct qcow2_error err = { "" };
+	struct found f;
+	int ret = rundir_read(id, &f.state, &f.live, &err);
+
+	if (ret)
+		return ret == -ENOENT ? EXIT_DONE : report_error(&err, ret);
+	ret = fn(&f);
+	run_state_clear(&f.state);
+	return ret;
+}
+
+int for_devices(const char *arg, int (*fn)(const struct found *f))
+{
+	struct qcow2_error err = { "" };
+	int *ids, ret, code = EXIT_DONE;
+	size_t count, i;
+
+	if (arg)
+		return for_device(arg, fn);
+	ret = rundir_list(&ids, &count, &err);
+	if (ret)
+		return report_error(&err, ret);
+	for (i = 0; i < count; i++)
+		if (for_number(ids[i], fn) != EXIT_DONE)
+			code = EXIT_FAILED;
+	free(ids);
+	return code;
+}
+
 char *find_image(uint64_t dev, uint64_t ino)
 {
 	char *device = NULL;

@@ -19,6 +19,12 @@ struct found {
  */
 int find_device(const char *arg, bool images, struct found *out, struct qcow2_error *err);
 
+/*
+ * @fn, which reports its errors, for the device or image @arg, or, if that is NULL, for every device: the
+ * failure of one does not keep it from the next. The exit code.
+ */
+int for_devices(const char *arg, int (*fn)(const struct found *f));
+
 /* What the image behind @dev, @ino is attached as: "/dev/ublkb0", or NULL. The caller frees it. */
 char *find_image(uint64_t dev, uint64_t ino);
 

@@ -4,6 +4,7 @@
  * is answered after everything is over.
  */
 #include "daemon/control.h"
+#include "daemon/thread.h"
 #include "unit.h"
 #include <errno.h>
 #include <signal.h>
@@ -88,8 +89,9 @@ static void __attribute__((noreturn)) be_device(struct server *s, int ready)
 	};
 	struct control *c;
 	struct rundir *d;
+	sigset_t signals;
 
-	control_block_signals();
+	thread_main_signals(&signals);
 	if (rundir_create(&d, 0, NULL) || rundir_write(d, &st, NULL) ||
 	    control_new(&c, s, d, &st, NULL, NULL))
 		_exit(99);
