@@ -4,7 +4,8 @@
  * one.
  *
  * A supervisor that lives does it itself. If it died together with its worker, a new one is started from what
- * the run directory tells. If it died alone, the worker still serves and there is nothing to recover.
+ * the run directory tells. If it died alone, the worker still serves and there is nothing to recover;
+ * `restart` gives it both anew.
  */
 #include "client.h"
 #include "command.h"
@@ -14,8 +15,12 @@
 #include "output.h"
 #include <errno.h>
 #include <getopt.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/pidfd.h>
+#include <unistd.h>
 
 static int run_recover(int argc, char **argv);
 static int run_restart(int argc, char **argv);
@@ -97,15 +102,36 @@ static int run_recover(int argc, char **argv)
 
 /* ---- restart ---- */
 
+/* Its supervisor died: nobody could start the next worker. A killed one loses nothing, and then it is a
+ * device whose processes died. */
+static int restart_orphan(const struct run_state *st, struct qcow2_error *err)
+{
+	struct pollfd p = { .fd = pidfd_open(st->pid, 0), .events = POLLIN };
+	struct run_state now;
+	bool live = false;
+	int ret = rundir_read(st->id, &now, &live, err);
+
+	if (!ret) {
+		live = live && now.pid == st->pid; /* so the descriptor is of that process */
+		run_state_clear(&now);
+	}
+	if (!ret && live && p.fd >= 0) {
+		pidfd_send_signal(p.fd, SIGKILL, NULL, 0);
+		while (poll(&p, 1, -1) < 0 && errno == EINTR)
+			;
+	}
+	if (p.fd >= 0)
+		close(p.fd);
+	return ret ? ret : recover_dead(st, err);
+}
+
 static int restart(const struct found *f, struct qcow2_error *err)
 {
 	if (!f->live)
 		return qcow2_fail(err, -ESRCH, "%s: its processes died: `ublk-qcow2 recover` brings it back",
 				  f->state.device);
 	if (!f->state.supervisor)
-		return qcow2_fail(err, -ESRCH,
-				  "%s: its supervisor died: only detaching it gives it a new process",
-				  f->state.device);
+		return restart_orphan(&f->state, err);
 	return order(&f->state, "restart", err);
 }
 

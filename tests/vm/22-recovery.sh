@@ -147,7 +147,7 @@ case_restart() {
 
 # The supervisor alone dies: the worker serves on, and detaches.
 case_supervisor() {
-	local supervisor
+	local supervisor worker
 	image a.qcow2 64M
 	attach a.qcow2
 	supervisor=$(member supervisor_pid)
@@ -156,12 +156,23 @@ case_supervisor() {
 	put 0 a
 	until_true is_state live
 	[ "$(member supervisor_pid)" = null ] || fail "a dead supervisor"
-	expect 1 ublk-qcow2 restart "$dev"
-	one_error
+	worker=$(member pid)
+	expect 0 ublk-qcow2 restart "$dev"
+	silent
+	is_dead "$worker" || fail "the same worker"
+	is_state live || fail "not live"
+	has 0 a
+	supervisor=$(member supervisor_pid)
+	[ "$supervisor" != null ] || fail "no supervisor"
+	put 1000 b
+	kill -9 "$supervisor"
+	until_true is_dead "$supervisor"
+	until_true is_state live
 	kill -9 "$(member pid)"
 	until_true is_state failed
 	expect 0 ublk-qcow2 recover "$dev"
 	has 0 a
+	has 1000 b
 	[ "$(member supervisor_pid)" != null ] || fail "no supervisor"
 	kill -9 "$(member supervisor_pid)"
 	sleep 0.5
