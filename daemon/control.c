@@ -267,9 +267,19 @@ static void answer(struct control *c, int ret, const struct qcow2_error *err)
 	sd_varlink_flush(c->detacher);
 }
 
+/* An error, and after it what the user can do. */
+static void say_what_is_left(struct qcow2_error *err, const struct qcow2_error *remark)
+{
+	struct qcow2_error both = { "" };
+
+	qcow2_fail(&both, 0, "%s%s%s", err->text, remark->text[0] ? "; " : "", remark->text);
+	*err = both;
+	log_line(LOG_ERR, "%s", err->text);
+}
+
 int control_run(struct control *c)
 {
-	struct qcow2_error err = { "" };
+	struct qcow2_error err = { "" }, remark = { "" };
 	int ret, loop = 0;
 
 	/* not sd_event_loop(): leaving that one closes all connections, and one of them waits for us */
@@ -279,15 +289,15 @@ int control_run(struct control *c)
 		log_line(LOG_ERR, "%s: event loop: %s", c->state->device, strerror(-loop));
 	sd_varlink_server_shutdown(c->varlink); /* no new connections */
 	ret = c->leave ? server_leave(c->server, &err) : server_stop(c->server, &err);
-	if (ret) {
+	if (ret)
 		qcow2_fail(&err, ret, "%s: closing: %s", c->state->image, strerror(-ret));
-		log_line(LOG_ERR, "%s", err.text);
-	}
 	/* the supervisor may have died meanwhile */
-	if (c->leave || (c->link && link_stopped(c->link, ret, &err)))
+	if (c->leave || (c->link && link_stopped(c->link, ret, &err, &remark)))
 		rundir_release(c->dir);
 	else
-		rundir_remove(c->dir);
+		rundir_retire(c->dir, &remark);
+	if (ret)
+		say_what_is_left(&err, &remark);
 	answer(c, ret, &err);
 	sd_event_exit(c->event, 0); /* now all connections may be closed */
 	sd_event_loop(c->event);

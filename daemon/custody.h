@@ -31,7 +31,8 @@ struct custody {
 	void *journal;
 	size_t journal_size;
 	struct stamps *stamps; /* NULL: no journal; thread 0 is the metadata thread's, 1 + N queue N's */
-	bool recover; /* bring device @id back instead of adding one; the journal counts */
+	bool recover; /* bring device @id back instead of adding one */
+	bool replay; /* the journal counts: with @recover always, or it is of a device that is gone */
 	int id;
 	uint64_t node; /* run_node() of that device; 0: unknown */
 };

@@ -152,6 +152,7 @@ static int parse_start(struct link *l, struct link_start *s, struct message *m)
 		return -ENOMEM;
 	s->foreground = message_bool(m, "foreground");
 	s->custody.recover = message_bool(m, "recover");
+	s->custody.replay = s->custody.recover || message_bool(m, "replay");
 	s->custody.id = l->id = st->id;
 	s->custody.node = st->node;
 	if (s->custody.recover) {
@@ -277,15 +278,20 @@ void link_failed(struct link *l, const char *text)
 	message_text(l->sock, "error", text);
 }
 
-bool link_stopped(struct link *l, int ret, const struct qcow2_error *err)
+bool link_stopped(struct link *l, int ret, const struct qcow2_error *err, struct qcow2_error *remark)
 {
 	struct message m;
 	bool removed = false;
+	char *text;
 
 	if (message_text(l->sock, "stopped", ret ? err->text : ""))
 		return false;
 	while (!removed && !message_receive(l->sock, &m, 0)) { /* an order may be under way */
 		removed = strcmp(message_type(&m), "removed") == 0;
+		text = json_get_name(m.body, "text");
+		if (removed && text && text[0])
+			qcow2_fail(remark, 0, "%s", text);
+		free(text);
 		message_clear(&m);
 	}
 	return removed;

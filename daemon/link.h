@@ -44,8 +44,9 @@ bool link_ready(struct link *l, const struct run_state *st);
 void link_read_only(struct link *l);
 void link_failed(struct link *l, const char *text);
 /* The device is gone, or so is its image at least (@ret, @err: as server_stop() had it). Returns when the
- * supervisor has removed the directory and released the locks; false: there is no supervisor any more. */
-bool link_stopped(struct link *l, int ret, const struct qcow2_error *err);
+ * supervisor has removed the directory and released the locks, @remark as rundir_retire() had it; false:
+ * there is no supervisor any more. */
+bool link_stopped(struct link *l, int ret, const struct qcow2_error *err, struct qcow2_error *remark);
 /* What has come; does not wait. */
 enum link_order link_order(struct link *l);
 

@@ -84,7 +84,7 @@ static int lock_new(const struct custody *custody, int fd, enum lock_role role, 
 {
 	int ret = image_lock(fd, role, path, NULL);
 
-	for (unsigned i = 0; ret == -EBUSY && custody && custody->recover && i < LOCK_TRIES; i++) {
+	for (unsigned i = 0; ret == -EBUSY && custody && custody->replay && i < LOCK_TRIES; i++) {
 		usleep(LOCK_PAUSE_US);
 		ret = image_lock(fd, role, path, NULL);
 	}
@@ -108,7 +108,7 @@ static int open_new(struct meta *m, const char *path, bool read_only, enum lock_
 		close(fd);
 		return ret;
 	}
-	m->unguarded = custody && custody->recover;
+	m->unguarded = custody && custody->replay;
 	return fd;
 }
 
@@ -230,7 +230,7 @@ static void prepare_journal(const struct custody *custody, const struct host_fil
 		.ino = file->ino,
 	};
 	get_boot_id(j->boot_id);
-	if (!custody->recover)
+	if (!custody->replay)
 		qcow2_journal_format(j);
 }
 
@@ -285,7 +285,7 @@ static int open_image(struct meta *m, struct qcow2_error *err)
 			err);
 	if (ret)
 		return ret;
-	if (!opt->read_only && !(opt->custody && opt->custody->recover))
+	if (!opt->read_only && !(opt->custody && opt->custody->replay))
 		ret = repair_image(m, file, err);
 	if (!ret && opt->custody && opt->custody->journal) {
 		ret = open_journal(m, file, &journal, err);

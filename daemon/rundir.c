@@ -9,9 +9,11 @@
  *    gone by then: after taking it one looks whether the path still names that file, else starts over.
  *  - `state` appears complete or not at all (written beside, then renamed).
  *  - A journal with records is all that is left of somebody's writes: nobody overwrites or removes one that
- * is not theirs. The next device with that number moves it out of its way. A crash leaves the directory with
- * a free lock: `list` shows it as failed, `recover` brings its device back, `detach` removes it. /run is gone
- * after a reboot, and so are the devices.
+ * is not theirs. It is moved out of the way of the next device with that number, and waits beside the
+ * directories for the next device of its image.
+ *
+ * A crash leaves the directory with a free lock: `list` shows it as failed, `recover` brings its device back,
+ * `detach` removes it. /run is gone after a reboot, and so are the devices.
  */
 #include "rundir.h"
 #include "log.h"
@@ -32,6 +34,8 @@
 #define LOCK_TRIES 100
 #define LOCK_PAUSE_US 50000
 #define JOURNAL_TRIES 600
+#define MAX_ID 0xfffff
+#define KEPT "journal." /* ID.INODE: a journal whose device is gone */
 
 struct rundir {
 	int id;
@@ -165,6 +169,17 @@ static void empty(struct rundir *d)
 	unlinkat(d->dir, "dump", 0);
 }
 
+/* Move the journal out of the directory, to @path. False: there was none. */
+static bool keep_journal(struct rundir *d, char *path, size_t size)
+{
+	struct stat st;
+
+	if (fstatat(d->dir, "journal", &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return false;
+	snprintf(path, size, "%s/" KEPT "%d.%llu", root(), d->id, (unsigned long long)st.st_ino);
+	return renameat(d->dir, "journal", AT_FDCWD, path) == 0;
+}
+
 int rundir_create(struct rundir **out, int id, struct qcow2_error *err)
 {
 	int ret = acquire(out, id, true, err);
@@ -175,7 +190,7 @@ int rundir_create(struct rundir **out, int id, struct qcow2_error *err)
 	empty(*out);
 	if (!rundir_has_records(*out))
 		unlinkat((*out)->dir, "journal", 0);
-	else if (rundir_keep_journal(*out, kept, sizeof(kept)))
+	else if (keep_journal(*out, kept, sizeof(kept)))
 		log_line(LOG_WARNING, "the journal of an earlier /dev/ublkb%d is now %s", id, kept);
 	return 0;
 }
@@ -204,6 +219,24 @@ void rundir_remove(struct rundir *d)
 	unlinkat(d->dir, "lock", 0);
 	rmdir(run_path(path, sizeof(path), d->id, NULL));
 	rundir_release(d);
+}
+
+bool rundir_retire(struct rundir *d, struct qcow2_error *remark)
+{
+	bool lacks = d && rundir_has_records(d);
+	char kept[300];
+
+	if (lacks && !keep_journal(d, kept, sizeof(kept))) {
+		rundir_release(d); /* better a directory without a device than its journal lost */
+		return true;
+	}
+	if (lacks)
+		qcow2_fail(remark, 0,
+			   "its image lacks the last changes: they are in %s, and the next attach applies "
+			   "them, if nothing else changes the image before",
+			   kept);
+	rundir_remove(d);
+	return lacks;
 }
 
 int rundir_lock_fd(const struct rundir *d)
@@ -271,13 +304,12 @@ int rundir_name_journal(struct rundir *d, int fd, struct qcow2_error *err)
 	return 0;
 }
 
-int rundir_open_journal(struct rundir *d, struct qcow2_error *err)
+/* Take the lock of a journal once whoever has it lets go, or -EBUSY. */
+static int lock_journal(int fd)
 {
-	int fd = openat(d->dir, "journal", O_RDWR | O_CLOEXEC | O_NOFOLLOW), ret = -EAGAIN;
 	struct flock fl;
+	int ret = -EAGAIN;
 
-	if (fd < 0)
-		return errno == ENOENT ? -ENOENT : fail(err, -errno, d->id, "journal");
 	for (int tries = 0; ret == -EAGAIN && tries < JOURNAL_TRIES; tries++) {
 		if (tries)
 			usleep(LOCK_PAUSE_US);
@@ -285,24 +317,37 @@ int rundir_open_journal(struct rundir *d, struct qcow2_error *err)
 		if (ret == -EACCES)
 			ret = -EAGAIN;
 	}
+	return ret == -EAGAIN ? -EBUSY : ret;
+}
+
+int rundir_open_journal(struct rundir *d, struct qcow2_error *err)
+{
+	int fd = openat(d->dir, "journal", O_RDWR | O_CLOEXEC | O_NOFOLLOW), ret;
+
+	if (fd < 0)
+		return errno == ENOENT ? -ENOENT : fail(err, -errno, d->id, "journal");
+	ret = lock_journal(fd);
 	if (!ret)
 		return fd;
 	close(fd);
-	if (ret == -EAGAIN)
-		return qcow2_fail(err, -EBUSY, "/dev/ublkb%d: I/O of its dead process has not ended yet",
-				  d->id);
+	if (ret == -EBUSY)
+		return qcow2_fail(err, ret, "/dev/ublkb%d: I/O of its dead process has not ended yet", d->id);
 	return fail(err, ret, d->id, "journal");
 }
 
-bool rundir_has_records(struct rundir *d)
+/* Whether the journal @name below @dir has records that would be applied, to the image @of if that is not NULL. */
+static bool has_records(int dir, const char *name, const struct qcow2_journal *of)
 {
-	int fd = openat(d->dir, "journal", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	int fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	struct qcow2_journal j = { .mem = MAP_FAILED };
-	bool live = true; /* what cannot be looked at is kept */
+	bool live = !of; /* what cannot be looked at is kept */
 	struct stat st;
 
 	if (fd < 0)
-		return errno != ENOENT;
+		return !of && errno != ENOENT;
+	if (of)
+		j = *of;
+	j.mem = MAP_FAILED;
 	if (fstat(fd, &st) == 0) {
 		j.size = (uint64_t)st.st_size;
 		j.mem = mmap(NULL, j.size, PROT_READ, MAP_SHARED, fd, 0);
@@ -310,19 +355,14 @@ bool rundir_has_records(struct rundir *d)
 	close(fd);
 	if (j.mem == MAP_FAILED)
 		return live;
-	live = qcow2_journal_live(&j);
+	live = (of ? qcow2_journal_of(&j) : qcow2_journal_live(&j)) && !qcow2_journal_lost(&j);
 	munmap(j.mem, j.size);
 	return live;
 }
 
-bool rundir_keep_journal(struct rundir *d, char *path, size_t size)
+bool rundir_has_records(struct rundir *d)
 {
-	struct stat st;
-
-	if (fstatat(d->dir, "journal", &st, AT_SYMLINK_NOFOLLOW) < 0)
-		return false;
-	snprintf(path, size, "%s/journal.%d.%llu", root(), d->id, (unsigned long long)st.st_ino);
-	return renameat(d->dir, "journal", AT_FDCWD, path) == 0;
+	return has_records(d->dir, "journal", NULL);
 }
 
 /* ---- state ---- */
@@ -520,7 +560,7 @@ int rundir_list(int **ids, size_t *count, struct qcow2_error *err)
 		return errno == ENOENT ? 0 : qcow2_fail(err, -errno, "%s: %s", root(), strerror(errno));
 	while ((de = readdir(dir))) {
 		id = strtol(de->d_name, &end, 10);
-		if (de->d_name[0] < '0' || de->d_name[0] > '9' || *end || id > 0xfffff)
+		if (de->d_name[0] < '0' || de->d_name[0] > '9' || *end || id > MAX_ID)
 			continue;
 		more = realloc(*ids, (*count + 1) * sizeof(**ids));
 		if (!more) {
@@ -536,4 +576,55 @@ int rundir_list(int **ids, size_t *count, struct qcow2_error *err)
 	if (*count)
 		qsort(*ids, *count, sizeof(**ids), by_number);
 	return 0;
+}
+
+/* ---- kept journals ---- */
+
+/* The device whose directory has that name, if it is one and its processes are dead; else -1. */
+static int dead_device(const char *name)
+{
+	char *end;
+	long id = strtol(name, &end, 10);
+	bool live;
+
+	if (name[0] < '0' || name[0] > '9' || *end || id > MAX_ID || is_live((int)id, &live) || live)
+		return -1;
+	return (int)id;
+}
+
+bool rundir_find_kept(uint64_t dev, uint64_t ino, char *path, size_t size, int *id)
+{
+	const struct qcow2_journal of = { .dev = dev, .ino = ino };
+	DIR *dir = opendir(root());
+	struct dirent *de;
+	bool found = false;
+	char name[280];
+
+	while (dir && !found && (de = readdir(dir))) {
+		*id = dead_device(de->d_name);
+		if (*id < 0 && strncmp(de->d_name, KEPT, strlen(KEPT)) != 0)
+			continue;
+		snprintf(name, sizeof(name), "%s%s", de->d_name, *id < 0 ? "" : "/journal");
+		found = has_records(dirfd(dir), name, &of);
+		snprintf(path, size, "%s/%s", root(), name);
+	}
+	if (dir)
+		closedir(dir);
+	return found;
+}
+
+int rundir_open_kept(const char *path, struct qcow2_error *err)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW), ret;
+	struct stat st = { .st_nlink = 0 };
+
+	if (fd < 0)
+		return qcow2_fail(err, errno == ENOENT ? -ESTALE : -errno, "%s: %s", path, strerror(errno));
+	ret = lock_journal(fd);
+	if (!ret && fstat(fd, &st) == 0 && st.st_nlink)
+		return fd;
+	close(fd);
+	if (ret == -EBUSY)
+		return qcow2_fail(err, ret, "%s: I/O of the process that wrote it has not ended yet", path);
+	return qcow2_fail(err, ret ? ret : -ESTALE, "%s: %s", path, strerror(ret ? -ret : ESTALE));
 }

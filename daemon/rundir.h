@@ -61,6 +61,8 @@ int rundir_write(struct rundir *d, const struct run_state *st, struct qcow2_erro
 int rundir_open_dump(struct rundir *d);
 /* Remove the directory and let go of the lock, free. NULL is allowed. */
 void rundir_remove(struct rundir *d);
+/* The same, but a journal with records is kept: @remark says so, and what the user can do. True: it was. */
+bool rundir_retire(struct rundir *d, struct qcow2_error *remark);
 /* Only let go of the lock, free. */
 void rundir_release(struct rundir *d);
 /* The lock's descriptor, still the directory's, and a second owner of the directory of @id made from it (it
@@ -79,10 +81,14 @@ int rundir_name_journal(struct rundir *d, int fd, struct qcow2_error *err);
 /* Open and lock the journal of a device whose processes died, once the last I/O of theirs has ended (-EBUSY:
  * not within 30 s). A descriptor; -ENOENT: there is none (no message); -errno. */
 int rundir_open_journal(struct rundir *d, struct qcow2_error *err);
-/* Whether the journal knows of changes that its image lacks. */
+/* Whether the journal has changes that its image lacks and that would be applied (not so after a failed fsync). */
 bool rundir_has_records(struct rundir *d);
-/* Move the journal out of the directory, to @path (below the run root). False: there was none. */
-bool rundir_keep_journal(struct rundir *d, char *path, size_t size);
+/* The journal of what the image file @dev, @ino lacks, from a device that is gone (*id is -1) or has lost its
+ * processes (its number): its @path. False: there is none. */
+bool rundir_find_kept(uint64_t dev, uint64_t ino, char *path, size_t size, int *id);
+/* Open and lock one of a device that is gone, as rundir_open_journal() does. -ESTALE: somebody else was
+ * faster. */
+int rundir_open_kept(const char *path, struct qcow2_error *err);
 
 /* ---- everybody else ---- */
 

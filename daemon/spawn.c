@@ -82,6 +82,7 @@ static int send_start(int sock, int pipe_end, const struct start_info *info)
 			     SD_JSON_BUILD_PAIR_UNSIGNED("image_ino", st->image_ino),
 			     SD_JSON_BUILD_PAIR_UNSIGNED("node", st->node),
 			     SD_JSON_BUILD_PAIR_BOOLEAN("recover", info->recover),
+			     SD_JSON_BUILD_PAIR_BOOLEAN("replay", info->replay),
 			     SD_JSON_BUILD_PAIR_BOOLEAN("foreground", info->foreground),
 			     SD_JSON_BUILD_PAIR_BOOLEAN("journal", info->journal >= 0),
 			     SD_JSON_BUILD_PAIR_BOOLEAN("lock", info->lock >= 0),

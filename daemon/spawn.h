@@ -32,6 +32,7 @@ struct start_info {
 	int journal; /* -1: none */
 	int lock; /* the directory's; -1: there is none yet */
 	bool recover, foreground;
+	bool replay; /* a new device, but the journal has records for its image */
 };
 
 /* Start a worker, @self: of the running binary whatever is installed, and tell it what it needs. 0 or -errno:

@@ -65,6 +65,7 @@ struct supervisor {
 	struct orders orders;
 	struct process worker;
 	int journal, signals;
+	char kept[300]; /* the journal's name while it is that of a device that is gone; "" */
 	enum phase phase;
 	bool told; /* ready() was called: from now on a worker's death is not the end */
 	bool stopping; /* as soon as it serves */
@@ -106,6 +107,7 @@ static void start_worker(struct supervisor *s)
 		.journal = s->journal,
 		.lock = s->dir ? rundir_lock_fd(s->dir) : -1,
 		.recover = s->told || s->so->recover,
+		.replay = s->kept[0],
 		.foreground = s->so->foreground,
 	};
 	int ret;
@@ -187,6 +189,16 @@ static void stop_worker(struct supervisor *s)
 		message_word(s->worker.sock, "stop");
 }
 
+/* The device has its journal in the directory now, and the image has what that knew. */
+static void forget_kept(struct supervisor *s)
+{
+	if (!s->kept[0])
+		return;
+	unlink(s->kept);
+	log_line(LOG_NOTICE, "%s: the changes in %s were applied", s->state.image, s->kept);
+	s->kept[0] = '\0';
+}
+
 static void on_ready(struct supervisor *s, const struct message *m)
 {
 	struct run_state *st = &s->state;
@@ -205,6 +217,7 @@ static void on_ready(struct supervisor *s, const struct message *m)
 	s->phase = SERVING;
 	s->since = now_ms();
 	publish(s, RUN_LIVE);
+	forget_kept(s);
 	if (s->told)
 		log_line(LOG_NOTICE, "%s: serves again (pid %d)", st->device, (int)s->worker.pid);
 	else if (s->so->ready && !s->so->ready(s->so->ctx, st->device))
@@ -222,25 +235,27 @@ static void on_read_only(struct supervisor *s)
 	publish(s, RUN_LIVE);
 }
 
-/* The device and its image are closed: nothing of them is needed any more. */
-static void let_go(struct supervisor *s)
+/* The device is gone: nothing of it is needed any more but a journal with records, which @remark is about. */
+static void let_go(struct supervisor *s, struct qcow2_error *remark)
 {
 	store_clear(&s->files);
-	rundir_remove(s->dir);
+	rundir_retire(s->dir, remark);
 	s->dir = NULL;
 	s->phase = STOPPED;
 }
 
 static void on_stopped(struct supervisor *s, const struct message *m)
 {
+	struct qcow2_error remark = { "" }, answer = { "" };
 	char *text = json_get_name(m->body, "text");
 	bool ok = text && !text[0];
 
-	let_go(s);
+	let_go(s, &remark);
+	qcow2_fail(&answer, 0, "%s%s%s", text ? text : "?", remark.text[0] ? "; " : "", remark.text);
 	s->result = ok ? 0 : -EIO;
-	orders_answer(&s->orders, WISH_BIT(WISH_DETACH) | WISH_BIT(WISH_FORCE), ok, text);
+	orders_answer(&s->orders, WISH_BIT(WISH_DETACH) | WISH_BIT(WISH_FORCE), ok, answer.text);
 	orders_answer(&s->orders, ~0u, false, "it was detached");
-	message_word(s->worker.sock, "removed");
+	message_text(s->worker.sock, "removed", remark.text);
 	free(text);
 }
 
@@ -301,6 +316,19 @@ static void remove_new(struct supervisor *s, char *left, size_t size)
 		snprintf(left, size, "; /dev/ublkb%d is removed again", s->state.id);
 }
 
+/* Whoever cannot attach the image for its kept journal has to know where that is. */
+static void mention_kept(struct supervisor *s)
+{
+	struct qcow2_error why = s->why;
+
+	if (!s->kept[0])
+		return;
+	s->why.text[0] = '\0';
+	qcow2_fail(&s->why, -EIO,
+		   "%s (changes that it lacks are kept in %s; without that file they are lost)", why.text,
+		   s->kept);
+}
+
 /* The worker ended before the device was ready for the first time. */
 static void never_ready(struct supervisor *s, const char *how)
 {
@@ -310,6 +338,7 @@ static void never_ready(struct supervisor *s, const char *how)
 		remove_new(s, left, sizeof(left));
 		qcow2_fail(&s->why, -ECHILD, "%s: the device process %s%s", s->state.image, how, left);
 	}
+	mention_kept(s);
 	if (s->so->recover)
 		rundir_release(s->dir);
 	else
@@ -384,8 +413,7 @@ static void fail(struct supervisor *s)
 /* Delete a device whose image cannot be brought up to date. */
 static void give_up(struct supervisor *s)
 {
-	struct qcow2_error err = { "" };
-	char path[300], text[900] = "";
+	struct qcow2_error err = { "" }, remark = { "" }, answer = { "" };
 	int ret = ublk_delete(s->state.id, &err);
 
 	if (ret && ret != -ENODEV) {
@@ -393,12 +421,11 @@ static void give_up(struct supervisor *s)
 		fail(s);
 		return;
 	}
-	if (rundir_has_records(s->dir) && rundir_keep_journal(s->dir, path, sizeof(path)))
-		snprintf(text, sizeof(text), "its image lacks the last changes (%s): they are in %s",
-			 s->why.text, path);
-	let_go(s);
+	let_go(s, &remark);
 	s->phase = ENDED;
-	orders_answer(&s->orders, ~0u, true, text);
+	if (remark.text[0])
+		qcow2_fail(&answer, 0, "%s (%s)", remark.text, s->why.text);
+	orders_answer(&s->orders, ~0u, true, answer.text);
 }
 
 /* Somebody waits for the device to be stopped, but it did not come back. */
@@ -575,6 +602,35 @@ static int take_over(struct supervisor *s, struct qcow2_error *err)
 	return orders_listen(&s->orders, id, err);
 }
 
+/* A journal that a device which is gone left for this image, or a new one. */
+static int find_journal(struct supervisor *s, struct qcow2_error *err)
+{
+	const struct server_options *opt = &s->state.opt;
+	const char *image = s->state.image;
+	struct stat st;
+	int id;
+
+	if (stat(image, &st) == 0 && rundir_find_kept(st.st_dev, st.st_ino, s->kept, sizeof(s->kept), &id)) {
+		if (id >= 0)
+			return qcow2_fail(
+				err, -EBUSY,
+				"%s: the processes of /dev/ublkb%d died with changes that it lacks: "
+				"`ublk-qcow2 recover /dev/ublkb%d` or detach that first",
+				image, id, id);
+		if (opt->read_only || opt->repair_leaks)
+			return qcow2_fail(err, -EBUSY,
+					  "%s: lacks changes that are kept in %s: attach it without %s first",
+					  image, s->kept, opt->read_only ? "--read-only" : "--repair");
+		s->journal = rundir_open_kept(s->kept, err);
+		return s->journal < 0 ? s->journal : 0;
+	}
+	s->kept[0] = '\0';
+	if (opt->read_only)
+		return 0;
+	s->journal = rundir_new_journal(qcow2_journal_size() + sizeof(struct stamps), err);
+	return s->journal < 0 ? s->journal : 0;
+}
+
 static int prepare(struct supervisor *s, struct qcow2_error *err)
 {
 	int ret = copy_state(s);
@@ -586,12 +642,7 @@ static int prepare(struct supervisor *s, struct qcow2_error *err)
 	if (ret)
 		return qcow2_fail(err, ret, "supervisor: %s", strerror(-ret));
 	memory_protect(s->state.image);
-	if (s->so->recover)
-		return take_over(s, err);
-	if (s->state.opt.read_only)
-		return 0;
-	s->journal = rundir_new_journal(qcow2_journal_size() + sizeof(struct stamps), err);
-	return s->journal < 0 ? s->journal : 0;
+	return s->so->recover ? take_over(s, err) : find_journal(s, err);
 }
 
 int supervisor_run(const struct supervisor_options *so, struct qcow2_error *err)

@@ -104,7 +104,7 @@ static int serve(struct worker *w)
 	int ret = start(w);
 
 	if (ret == -ESHUTDOWN) { /* an earlier worker had died while it stopped */
-		link_stopped(w->link, 0, &w->err);
+		link_stopped(w->link, 0, &w->err, NULL);
 		return 0;
 	}
 	if (ret) {

@@ -165,6 +165,20 @@ bool qcow2_journal_live(const struct qcow2_journal *mem)
 	return mem->size >= sizeof(*h) && h->magic == JOURNAL_MAGIC && h->tail < h->head;
 }
 
+bool qcow2_journal_of(const struct qcow2_journal *mem)
+{
+	const struct journal_header *h = mem->mem;
+
+	return qcow2_journal_live(mem) && h->dev == mem->dev && h->ino == mem->ino;
+}
+
+bool qcow2_journal_lost(const struct qcow2_journal *mem)
+{
+	const struct journal_header *h = mem->mem;
+
+	return qcow2_journal_live(mem) && h->flags & JOURNAL_LOST;
+}
+
 int journal_attach(struct qcow2_image *img, const struct qcow2_journal *mem, struct qcow2_error *err)
 {
 	uint64_t slack = 2ull * (img->geo.block_size / 8) + 64;

@@ -79,6 +79,10 @@ void qcow2_journal_format(const struct qcow2_journal *j);
 /* True if it is a journal with records in it, of whatever image: qcow2_open() has to see it. False after a close without
  * error. */
 bool qcow2_journal_live(const struct qcow2_journal *j);
+/* The same, and it is of the image file @j->dev, @j->ino. */
+bool qcow2_journal_of(const struct qcow2_journal *j);
+/* An fsync had failed: its records are never applied, only looked through. */
+bool qcow2_journal_lost(const struct qcow2_journal *j);
 
 /*
  * Open an image over @file (which the image owns from now on, also on failure) and its backing

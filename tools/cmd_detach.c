@@ -59,8 +59,6 @@ static int remove_dead(const struct run_state *st, const struct qcow2_error *why
 {
 	struct qcow2_error err = { "" };
 	struct rundir *dir;
-	char path[300];
-	bool lost;
 	int ret;
 
 	ret = rundir_take(&dir, st->id, &err);
@@ -68,8 +66,7 @@ static int remove_dead(const struct run_state *st, const struct qcow2_error *why
 		return EXIT_DONE; /* somebody else did it */
 	if (ret)
 		return report_error(&err, ret);
-	lost = rundir_has_records(dir);
-	if (lost && !force) {
+	if (rundir_has_records(dir) && !force) {
 		rundir_release(dir);
 		return report(
 			"%s: its processes died and it cannot be brought back: %s (detach --force removes it "
@@ -81,11 +78,10 @@ static int remove_dead(const struct run_state *st, const struct qcow2_error *why
 		rundir_release(dir);
 		return report_error(&err, ret);
 	}
-	if (lost && rundir_keep_journal(dir, path, sizeof(path)))
-		report("%s: removed; its image lacks the last changes: they are in %s", st->device, path);
+	if (rundir_retire(dir, &err))
+		report("%s: removed; %s", st->device, err.text);
 	else
 		report("%s: its processes had died: removed", st->device);
-	rundir_remove(dir);
 	return EXIT_DONE;
 }
 

@@ -352,6 +352,96 @@ static void journal_is_not_overwritten(void **state)
 	unlink(kept);
 }
 
+/* A journal of the image file 1, 77 in the directory of @id. */
+static int make_journal_of_77(struct rundir *d, bool records)
+{
+	int fd = make_journal(d, records);
+	struct qcow2_journal j = { .mem = map(fd), .size = JOURNAL_SIZE, .dev = 1, .ino = 77 };
+
+	qcow2_journal_format(&j);
+	((uint64_t *)j.mem)[8] = records;
+	munmap(j.mem, JOURNAL_SIZE);
+	return fd;
+}
+
+/* What a device leaves when it goes is found by its image, once; an empty journal is not left. */
+static void journal_is_kept_for_its_image(void **state)
+{
+	struct qcow2_error err = { "" };
+	char path[300], again[300];
+	struct rundir *d;
+	int id, fd;
+
+	assert_int_equal(rundir_create(&d, 23, NULL), 0);
+	close(make_journal_of_77(d, false));
+	assert_false(rundir_retire(d, &err));
+	assert_string_equal(err.text, "");
+	assert_false(rundir_find_kept(1, 77, path, sizeof(path), &id));
+
+	assert_int_equal(rundir_create(&d, 23, NULL), 0);
+	fd = make_journal_of_77(d, true);
+	assert_false(rundir_find_kept(1, 77, path, sizeof(path), &id)); /* the device lives */
+	assert_true(rundir_retire(d, &err));
+	assert_int_equal(access(run_path(path, sizeof(path), 23, NULL), F_OK), -1);
+	assert_false(rundir_find_kept(1, 78, path, sizeof(path), &id));
+	assert_false(rundir_find_kept(2, 77, path, sizeof(path), &id));
+	assert_true(rundir_find_kept(1, 77, path, sizeof(path), &id));
+	assert_int_equal(id, -1);
+	assert_non_null(strstr(err.text, path));
+	close(fd);
+	fd = rundir_open_kept(path, NULL);
+	assert_true(fd >= 0);
+
+	/* it is named in the directory of the next device as well, until that works */
+	assert_int_equal(rundir_create(&d, 24, NULL), 0);
+	assert_int_equal(rundir_name_journal(d, fd, NULL), 0);
+	assert_true(rundir_has_records(d));
+	rundir_remove(d);
+	assert_true(rundir_find_kept(1, 77, again, sizeof(again), &id));
+	assert_string_equal(again, path);
+	unlink(path);
+	assert_int_equal(rundir_open_kept(path, NULL), -ESTALE);
+	close(fd);
+}
+
+/* Who waited for a kept journal that somebody else used up has nothing. */
+static void kept_journal_that_is_gone(void **state)
+{
+	struct rundir *d;
+	char path[300];
+	int id, fd;
+
+	assert_int_equal(rundir_create(&d, 25, NULL), 0);
+	fd = make_journal_of_77(d, true);
+	rundir_retire(d, NULL);
+	assert_true(rundir_find_kept(1, 77, path, sizeof(path), &id));
+	if (!fork()) {
+		usleep(300000);
+		unlink(path);
+		_exit(0);
+	}
+	close(fd);
+	assert_int_equal(rundir_open_kept(path, NULL), -ESTALE);
+	wait(NULL);
+}
+
+/* A device that lost its processes still has its journal. */
+static void journal_of_a_dead_device(void **state)
+{
+	struct rundir *d;
+	char path[300];
+	int id;
+
+	assert_int_equal(rundir_create(&d, 26, NULL), 0);
+	close(make_journal_of_77(d, true));
+	rundir_release(d);
+	assert_true(rundir_find_kept(1, 77, path, sizeof(path), &id));
+	assert_int_equal(id, 26);
+	assert_int_equal(rundir_take(&d, 26, NULL), 0);
+	rundir_remove(d);
+	assert_false(rundir_find_kept(1, 77, path, sizeof(path), &id));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -366,6 +456,9 @@ int main(void)
 		cmocka_unit_test(journal_is_found_again),
 		cmocka_unit_test(journal_waits_for_the_last_io),
 		cmocka_unit_test(journal_is_not_overwritten),
+		cmocka_unit_test(journal_is_kept_for_its_image),
+		cmocka_unit_test(kept_journal_that_is_gone),
+		cmocka_unit_test(journal_of_a_dead_device),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

@@ -726,6 +726,28 @@ static void lost_stays_lost(void **state)
 	disk_free(d);
 }
 
+/* Who finds it later can tell whose it is, and that it is not to be applied. */
+static void says_whose_and_whether_lost(void **state)
+{
+	struct disk *d = disk_make(&(struct spec){ 0 });
+	struct qcow2_journal j = journal_on(d, qcow2_journal_size());
+	struct qcow2_image *img = open_with(d, &j);
+
+	assert_false(qcow2_journal_of(&j));
+	assert_int_equal(do_write(img, 0, CS, 1), 0);
+	assert_true(qcow2_journal_of(&j));
+	assert_false(qcow2_journal_lost(&j));
+	j.ino++;
+	assert_false(qcow2_journal_of(&j));
+	j.ino--;
+	disk_fail(d, 1u << HOST_FSYNC, -EIO, 1, false);
+	assert_int_equal(do_flush(img), -EIO);
+	assert_int_equal(qcow2_close(img, NULL), -EIO);
+	assert_true(qcow2_journal_of(&j));
+	assert_true(qcow2_journal_lost(&j));
+	disk_free(d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -744,6 +766,7 @@ int main(void)
 		cmocka_unit_test(refused),
 		cmocka_unit_test(noise),
 		cmocka_unit_test(lost_stays_lost),
+		cmocka_unit_test(says_whose_and_whether_lost),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

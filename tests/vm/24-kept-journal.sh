@@ -1,0 +1,177 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# kernels: stable backports
+# timeout: 400
+# group: vm
+# What a device could not write into its image when it went is kept, and the next attach applies it; or refuses, changes
+# nothing, and still keeps it.
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/cli.bash"
+
+put() { # OFFSET-KIB BYTE: 4 KiB, not flushed
+	head -c 4096 /dev/zero | tr '\0' "$2" | dd of="$dev" bs=4k seek=$(($1 / 4)) oflag=direct conv=notrunc status=none ||
+		fail "write to $dev"
+}
+has() { # OFFSET-KIB BYTE
+	[ "$(dd if="$dev" bs=4k skip=$(($1 / 4)) count=1 iflag=direct status=none | tr -d "$2" | wc -c)" = 0 ] ||
+		fail "$dev at $1 KiB: not $2"
+}
+
+sound() { # IMAGE: no errors and no leaks by both checkers
+	clean "$1"
+	expect 0 ublk-qcow2 check "$1"
+}
+
+kept() { ls /run/ublk-qcow2/journal.* 2>/dev/null; }
+
+# attach, with the news that it applied what was kept.
+attach_applies() {
+	expect 0 ublk-qcow2 attach "$@"
+	says "the changes in /run/ublk-qcow2/journal."
+	dev=$(cat "$work/out")
+	[ -z "$(kept)" ] || fail "still kept: $(kept)"
+}
+
+# ---- the image cannot be written when it is closed ----
+
+disk=/dev/mapper/kept sectors=$((40 << 11))
+
+switch() { # its first 256 KiB, header to L1 table, become: linear|error|readonly
+	local rest="512 $((sectors - 512)) linear $loop 512"
+	case $1 in
+	linear) echo "0 $sectors linear $loop 0" ;;
+	error) echo "0 512 error"; echo "$rest" ;;
+	readonly) echo "0 512 flakey $loop 0 0 1 1 error_writes"; echo "$rest" ;; # and flushes fail
+	esac | dmsetup load kept
+	dmsetup suspend --noflush --nolockfs kept
+	dmsetup resume kept
+}
+
+make_disk() {
+	truncate -s $((sectors * 512)) disk
+	loop=$(losetup --find --show --direct-io=on disk) || fail "no loop device"
+	dmsetup create kept --table "0 $sectors linear $loop 0"
+	image $disk 32M
+	attach $disk
+}
+
+remove_disk() {
+	udevadm settle
+	dmsetup remove --retry kept
+	losetup -d "$loop"
+}
+
+case_unwritable() {
+	local before
+	make_disk
+	put 0 a
+	switch error
+	put 1000 b
+	expect 1 ublk-qcow2 detach "$dev"
+	one_error
+	says "$disk: "
+	says "; its image lacks the last changes: they are in $(kept), and the next attach applies them"
+	[ ! -e "$dev" ] || fail "$dev is still there"
+	expect 1 ublk-qcow2 attach $disk
+	one_error
+	switch linear
+	before=$(sum "$(kept)")
+	for option in --read-only --repair=leaks; do
+		expect 1 ublk-qcow2 attach $option $disk
+		one_error
+		says "$disk: lacks changes that are kept in $(kept): attach it without ${option%=*} first"
+	done
+	[ "$(sum "$(kept)")" = "$before" ] || fail "the journal changed"
+	attach_applies $disk
+	has 0 a
+	has 1000 b
+	# it is the journal of the new device from now on
+	put 2000 c
+	kill_both
+	expect 0 ublk-qcow2 recover "$dev"
+	has 2000 c
+	detach "$dev"
+	nothing_left
+	sound $disk
+	remove_disk
+}
+
+# A flush fails: what it was for may be anywhere. The image keeps what was durable before, and goes on from there.
+case_unsyncable() {
+	make_disk
+	put 0 a
+	sync "$dev"
+	put 1000 b
+	switch readonly
+	expect 1 ublk-qcow2 detach "$dev"
+	one_error
+	says "$disk: "
+	[ -z "$(kept)" ] || fail "kept: $(kept)"
+	switch linear
+	attach $disk
+	has 0 a
+	put 1000 c
+	has 1000 c
+	detach "$dev"
+	nothing_left
+	sound $disk
+	remove_disk
+}
+
+# ---- the image was not to be found when its device had to go ----
+
+# Leaves a.qcow2 without its last changes: `a` at 0 is one of them.
+give_up() {
+	image a.qcow2 64M
+	attach a.qcow2
+	put 0 a
+	kill_both
+	expect 1 ublk-qcow2 attach a.qcow2
+	one_error
+	says "a.qcow2: the processes of $dev died with changes that it lacks: \`ublk-qcow2 recover $dev\` or detach that first"
+	mv a.qcow2 away
+	expect 0 ublk-qcow2 detach --force "$dev"
+	says "$dev: removed; its image lacks the last changes: they are in $(kept), and the next attach applies them"
+	mv away a.qcow2
+}
+
+case_forced() {
+	local first
+	give_up
+	first=$dev
+	# another image has nothing to do with it, not even as the next device of that number
+	image b.qcow2 64M
+	attach b.qcow2
+	[ "$dev" = "$first" ] || fail "not the same number"
+	put 0 b
+	detach "$dev"
+	[ -n "$(kept)" ] || fail "it is gone"
+	attach_applies a.qcow2
+	has 0 a
+	detach "$dev"
+	nothing_left
+	sound a.qcow2
+	sound b.qcow2
+}
+
+# Somebody wrote the image meanwhile: refused, nothing changed, still kept; without the file all is forgotten.
+case_changed() {
+	local before
+	give_up
+	qemu-io -c 'write -P 1 32M 64k' -c 'write -P 2 0 64k' a.qcow2 >out || fail "qemu-io"
+	before=$(sum a.qcow2)
+	expect 1 ublk-qcow2 attach a.qcow2
+	one_error
+	says "changed by somebody else"
+	says "(changes that it lacks are kept in $(kept); without that file they are lost)"
+	[ "$(sum a.qcow2)" = "$before" ] || fail "the image changed"
+	[ ! -e "$dev" ] || fail "$dev is left behind"
+	rm "$(kept)"
+	attach a.qcow2
+	has 0 '\002'
+	detach "$dev"
+	nothing_left
+	sound a.qcow2
+}
+
+run_cases "$@"
