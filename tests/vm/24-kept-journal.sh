@@ -48,6 +48,7 @@ switch() { # its first 256 KiB, header to L1 table, become: linear|error|readonl
 }
 
 make_disk() {
+	modprobe -a loop dm-flakey
 	truncate -s $((sectors * 512)) disk
 	loop=$(losetup --find --show --direct-io=on disk) || fail "no loop device"
 	dmsetup create kept --table "0 $sectors linear $loop 0"
