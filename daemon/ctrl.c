@@ -12,8 +12,11 @@
 #include "uring.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/pidfd.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define CONTROL "/dev/ublk-control"
@@ -237,4 +240,30 @@ int ublk_delete(int id, struct qcow2_error *err)
 	ret = no_device(ctrl_delete(c, id));
 	ctrl_close(c);
 	return ret < 0 ? qcow2_fail(err, ret, "/dev/ublkb%d: cannot delete: %s", id, strerror(-ret)) : 0;
+}
+
+int ublk_delete_within(int id, unsigned ms, struct qcow2_error *err)
+{
+	struct pollfd p = { .events = POLLIN };
+	int status = 0, ended;
+	pid_t pid = fork();
+
+	if (pid < 0)
+		return qcow2_fail(err, -errno, "fork: %s", strerror(errno));
+	if (!pid) {
+		close_range(3, ~0u, 0); /* it may outlive us: no lock and no pipe of ours may */
+		_exit(-ublk_delete(id, NULL));
+	}
+	p.fd = pidfd_open(pid, 0);
+	while ((ended = poll(&p, 1, (int)ms)) < 0 && errno == EINTR)
+		;
+	if (p.fd >= 0)
+		close(p.fd);
+	if (!ended)
+		return qcow2_fail(err, -ETIMEDOUT, "/dev/ublkb%d: goes when I/O of its dead process has ended", id);
+	waitpid(pid, &status, 0);
+	if (WIFEXITED(status) && !WEXITSTATUS(status))
+		return 0;
+	status = WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;
+	return qcow2_fail(err, -status, "/dev/ublkb%d: cannot delete: %s", id, strerror(status));
 }

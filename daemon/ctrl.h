@@ -20,6 +20,8 @@ int ublk_get_info(int id, struct ublksrv_ctrl_dev_info *info, struct qcow2_error
 /* Stop and delete a device, an orphan's cleanup; -ENODEV: no such device. Waits until its server let go of
  * it. */
 int ublk_delete(int id, struct qcow2_error *err);
+/* The same, from a process of its own that goes on alone after @ms: -ETIMEDOUT, the device goes later. */
+int ublk_delete_within(int id, unsigned ms, struct qcow2_error *err);
 
 /* ---- for server.c ---- */
 

@@ -53,6 +53,9 @@
 #define MAX_PAUSE_MS 30000u
 #define STABLE_MS 10000u /* a worker that crashed after that long was not a failure to start */
 #define LEAVE_MS 10000u
+#define RECOVER_MS 120000u /* for a worker that shall serve again; it takes less than a second */
+#define FORCE_MS 60000u /* what `detach --force` leaves for an end in order */
+#define DELETE_MS 20000u
 
 enum phase { STARTING, SERVING, LEAVING, DRAINING, WAITING, RECOVERING, FAILED, STOPPED, ENDED };
 
@@ -69,9 +72,12 @@ struct supervisor {
 	enum phase phase;
 	bool told; /* ready() was called: from now on a worker's death is not the end */
 	bool stopping; /* as soon as it serves */
+	bool force; /* the device has to go, whatever becomes of the image */
+	bool killed; /* by us: this worker took too long */
 	unsigned failures; /* in a row */
 	uint64_t since; /* ms; when it began to serve */
-	uint64_t deadline; /* ms; WAITING: start the next; LEAVING: kill it; else 0 */
+	uint64_t deadline; /* ms; WAITING: start the next; LEAVING, RECOVERING: kill it; else 0 */
+	uint64_t force_by; /* ms; then it is not waited for any longer; 0: not set */
 	struct qcow2_error why; /* of the last worker */
 	struct qcow2_error first_why; /* of the first of those failures */
 	int result;
@@ -113,7 +119,8 @@ static void start_worker(struct supervisor *s)
 	int ret;
 
 	s->why.text[0] = '\0';
-	s->deadline = 0;
+	s->deadline = info.recover ? now_ms() + RECOVER_MS : 0;
+	s->killed = false;
 	s->phase = info.recover ? RECOVERING : STARTING;
 	s->state.restarts += info.recover;
 	/* an installed program that does not work must not be the end of the device */
@@ -121,6 +128,7 @@ static void start_worker(struct supervisor *s)
 	if (!ret)
 		return;
 	qcow2_fail(&s->why, ret, "%s: a process cannot be started: %s", s->state.image, strerror(-ret));
+	s->deadline = 0;
 	s->failures++;
 	s->result = -EIO;
 	s->phase = s->told ? DRAINING /* nothing to wait for */ : ENDED;
@@ -215,6 +223,7 @@ static void on_ready(struct supervisor *s, const struct message *m)
 	st->queues = (unsigned)message_number(m, "queues");
 	st->depth = (unsigned)message_number(m, "depth");
 	s->phase = SERVING;
+	s->deadline = 0;
 	s->since = now_ms();
 	publish(s, RUN_LIVE);
 	forget_kept(s);
@@ -377,6 +386,7 @@ static void worker_ended(struct supervisor *s)
 	close(s->worker.sock);
 	s->worker.pidfd = s->worker.sock = -1;
 	s->worker.pid = 0;
+	s->deadline = 0;
 	describe(status, how, sizeof(how));
 	if (s->phase == STOPPED) {
 		s->phase = ENDED;
@@ -403,24 +413,30 @@ static void worker_ended(struct supervisor *s)
 static void fail(struct supervisor *s)
 {
 	s->phase = FAILED;
-	s->stopping = false;
+	s->stopping = s->force = false;
 	s->deadline = 0;
 	publish(s, RUN_FAILED);
 	log_line(LOG_ERR, "%s: cannot be recovered: %s", s->state.device, s->why.text);
 	orders_answer(&s->orders, ~0u, false, s->why.text);
 }
 
-/* Delete a device whose image cannot be brought up to date. */
+/* Delete a device whose image cannot be brought up to date. A dead worker's I/O may still be on its way:
+ * image and journal stay locked by its rings until it has landed. */
 static void give_up(struct supervisor *s)
 {
 	struct qcow2_error err = { "" }, remark = { "" }, answer = { "" };
-	int ret = ublk_delete(s->state.id, &err);
+	int ret;
 
-	if (ret && ret != -ENODEV) {
+	if (s->worker.pid)
+		kill(s->worker.pid, SIGKILL);
+	ret = ublk_delete_within(s->state.id, DELETE_MS, &err);
+	if (ret && ret != -ENODEV && ret != -ETIMEDOUT) {
 		s->why = err;
 		fail(s);
 		return;
 	}
+	if (ret == -ETIMEDOUT)
+		log_line(LOG_WARNING, "%s", err.text);
 	let_go(s, &remark);
 	s->phase = ENDED;
 	if (remark.text[0])
@@ -433,7 +449,7 @@ static void conclude(struct supervisor *s)
 {
 	unsigned open = orders_open(&s->orders);
 
-	if (open & WISH_BIT(WISH_FORCE) || (open & WISH_BIT(WISH_DETACH) && !rundir_has_records(s->dir))) {
+	if (s->force || (open & WISH_BIT(WISH_DETACH) && !rundir_has_records(s->dir))) {
 		give_up(s);
 		return;
 	}
@@ -454,7 +470,7 @@ static void drained(struct supervisor *s)
 	if (s->worker.pipe >= 0)
 		close(s->worker.pipe);
 	s->worker.pipe = -1;
-	if (s->stopping && s->failures) {
+	if (s->stopping && (s->failures || s->killed)) {
 		conclude(s);
 	} else if (s->failures >= MAX_FAILURES) {
 		fail(s);
@@ -479,6 +495,10 @@ static void on_orders(struct supervisor *s, unsigned wishes)
 {
 	if (wishes & (WISH_BIT(WISH_DETACH) | WISH_BIT(WISH_FORCE)))
 		stop_worker(s);
+	if (wishes & WISH_BIT(WISH_FORCE) && !s->force) {
+		s->force = true;
+		s->force_by = now_ms() + FORCE_MS;
+	}
 	if (wishes & WISH_BIT(WISH_RECOVER) && s->phase == SERVING)
 		orders_answer(&s->orders, WISH_BIT(WISH_RECOVER), true, "");
 	if (wishes & WISH_BIT(WISH_RESTART))
@@ -511,6 +531,23 @@ static void on_signal(struct supervisor *s)
 		s->deadline = now_ms();
 }
 
+/* A worker hangs in its recovery. If not even killing it helps, `recover` at least has its answer. */
+static void too_slow(struct supervisor *s)
+{
+	if (s->killed) {
+		qcow2_fail(&s->why, -ETIMEDOUT, "%s: the device process (pid %d) hangs", s->state.device,
+			   (int)s->worker.pid);
+		never_ready(s, "hangs");
+		return;
+	}
+	log_line(LOG_WARNING, "%s: its process (pid %d) does not serve in time", s->state.device,
+		 (int)s->worker.pid);
+	s->killed = true;
+	kill(s->worker.pid, SIGKILL);
+	if (!s->told)
+		s->deadline = now_ms() + LEAVE_MS;
+}
+
 static void on_deadline(struct supervisor *s)
 {
 	s->deadline = 0;
@@ -518,24 +555,51 @@ static void on_deadline(struct supervisor *s)
 		start_worker(s);
 	else if (s->phase == LEAVING)
 		kill(s->worker.pid, SIGKILL); /* as good: what it has not finished is in the journal */
+	else if (s->phase == RECOVERING)
+		too_slow(s);
+}
+
+static void on_force(struct supervisor *s)
+{
+	s->force_by = 0;
+	if (s->phase == STOPPED || s->phase == ENDED)
+		return;
+	if (s->worker.pid && !s->killed) {
+		log_line(LOG_WARNING, "%s: its process (pid %d) takes too long to end", s->state.device,
+			 (int)s->worker.pid);
+		s->killed = true;
+		kill(s->worker.pid, SIGKILL);
+		s->force_by = now_ms() + LEAVE_MS;
+		return;
+	}
+	qcow2_fail(&s->why, -ETIMEDOUT, "%s: its process, or I/O of it, does not end", s->state.device);
+	give_up(s);
 }
 
 /* ---- the loop ---- */
 
 enum { POLL_SIGNALS, POLL_SOCK, POLL_PID, POLL_PIPE, POLL_ORDERS, POLLS = POLL_ORDERS + ORDERS_POLLS };
 
+/* Milliseconds to the next thing to do; -1: none. */
+static int time_left(const struct supervisor *s)
+{
+	uint64_t now = now_ms(), next = s->deadline;
+
+	if (!next || (s->force_by && s->force_by < next))
+		next = s->force_by;
+	return !next ? -1 : next > now ? (int)(next - now) : 0;
+}
+
 static void turn(struct supervisor *s)
 {
 	struct pollfd p[POLLS];
-	uint64_t now = now_ms();
-	int wait = !s->deadline ? -1 : s->deadline > now ? (int)(s->deadline - now) : 0;
 
 	p[POLL_SIGNALS] = (struct pollfd){ .fd = s->signals, .events = POLLIN };
 	p[POLL_SOCK] = (struct pollfd){ .fd = s->worker.sock, .events = POLLIN };
 	p[POLL_PID] = (struct pollfd){ .fd = s->worker.pidfd, .events = POLLIN };
 	p[POLL_PIPE] = (struct pollfd){ .fd = s->phase == DRAINING ? s->worker.pipe : -1 };
 	orders_poll(&s->orders, p + POLL_ORDERS);
-	if (poll(p, POLLS, wait) < 0)
+	if (poll(p, POLLS, time_left(s)) < 0)
 		return; /* EINTR; ENOMEM: again */
 	if (p[POLL_SOCK].revents && !hear_worker(s)) {
 		close(s->worker.sock); /* its pidfd is next */
@@ -550,6 +614,8 @@ static void turn(struct supervisor *s)
 	on_orders(s, orders_take(&s->orders, p + POLL_ORDERS));
 	if (s->deadline && now_ms() >= s->deadline)
 		on_deadline(s);
+	if (s->force_by && now_ms() >= s->force_by)
+		on_force(s);
 }
 
 /* ---- beginning and end ---- */

@@ -36,6 +36,8 @@ const struct command cmd_detach = {
 		"  --force  a device whose process died and that cannot be brought back, too\n",
 };
 
+#define DELETE_MS 20000u
+
 static bool force;
 
 /* ---- a device whose process died ---- */
@@ -50,7 +52,7 @@ static int delete_orphan(const struct run_state *st, struct qcow2_error *err)
 	snprintf(disk, sizeof(disk), "/sys/block/ublkb%d", st->id);
 	if (!node || (st->node ? node != st->node : access(disk, F_OK) == 0))
 		return 0;
-	ret = ublk_delete(st->id, err);
+	ret = ublk_delete_within(st->id, DELETE_MS, err);
 	return ret == -ENODEV ? 0 : ret;
 }
 
@@ -74,7 +76,10 @@ static int remove_dead(const struct run_state *st, const struct qcow2_error *why
 			st->device, why->text);
 	}
 	ret = delete_orphan(st, &err);
-	if (ret) {
+	if (ret == -ETIMEDOUT) {
+		report("%s", err.text);
+		err.text[0] = '\0';
+	} else if (ret) {
 		rundir_release(dir);
 		return report_error(&err, ret);
 	}
@@ -119,7 +124,7 @@ static int ask(const struct run_state *st, struct qcow2_error *err)
 {
 	int pidfd = last_process(st), ret = -ECONNRESET;
 
-	if (st->phase == RUN_LIVE)
+	if (st->phase == RUN_LIVE && !(force && st->supervisor)) /* who can end it if it cannot end itself */
 		ret = control_call(st, "Detach", NULL, err);
 	if (!ret || ret == -EREMOTEIO) {
 		wait_for_end(pidfd);
@@ -143,7 +148,7 @@ static int detach_live(const struct run_state *st)
 		return EXIT_DONE;
 	if (ret == -EREMOTEIO)
 		return report("%s%s", err.text,
-			      st->phase == RUN_LIVE ? "" : " (detach --force removes it all the same)");
+			      st->phase == RUN_LIVE || force ? "" : " (detach --force removes it all the same)");
 	if (rundir_read(st->id, &now, &live, NULL) == -ENOENT)
 		return EXIT_DONE; /* somebody else's detach won */
 	run_state_clear(&now);
