@@ -24,7 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SPEED 100
+#define SPEED 40 /* a worker that works has 3 s to start */
 #define ID 0
 
 static char root[64], image[100];
@@ -470,7 +470,9 @@ static void unclosable(void **state)
 	assert_int_equal(end_of(supervise("dies-added", false, &ready)), 1);
 	assert_left(false, true);
 	/* one that does has it for its own */
+	run("rm notes");
 	pid = attached("serves");
+	assert_notes("serves(replay) ");
 	assert_left(true, false);
 	order("detach", false, "done", "");
 	assert_int_equal(end_of(pid), 0);
