@@ -22,6 +22,7 @@ enum qcow2_rule {
 	RULE_FLUSH_LAST, /* 7 */
 	RULE_FSYNC_FAILURE, /* 7: is never forgotten */
 	RULE_FROZEN, /* entries of the next generation do not ride along */
+	RULE_LOST_REPLAY, /* 7: nor by the next process, which writes nothing */
 	RULE_OVERLAP, /* no order: nothing is allocated or written upon metadata */
 	RULE_REUSE, /* no order: freed clusters are used again */
 	RULES,

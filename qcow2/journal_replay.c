@@ -17,6 +17,7 @@
  *
  * The memory is not trusted: a record that cannot be is refused before anything is written.
  */
+#include "broken.h"
 #include "journal.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -391,7 +392,7 @@ int journal_replay(struct host_file *file, const struct qcow2_journal *mem, stru
 		ret = read_sets(&r, sets);
 	if (!ret)
 		ret = check_words(&r, buf);
-	if (!ret && r.h->flags & JOURNAL_LOST) {
+	if (!ret && r.h->flags & JOURNAL_LOST && !BROKEN(LOST_REPLAY)) {
 		ret = make_overlay(&r, over);
 		cluster_set_clear(&r.lower);
 	} else if (!ret) {

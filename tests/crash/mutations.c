@@ -24,7 +24,8 @@ static const struct {
 	const char *name, *what;
 	const char *families; /* where it can be seen, the likeliest first */
 } rules[] = {
-	[RULE_NONE] = { "none", "nothing is broken", "refcount snapshot hits faults autoclear cow-raw" },
+	[RULE_NONE] = { "none", "nothing is broken",
+			"refcount snapshot hits faults autoclear cow-raw killed-faults" },
 	[RULE_DATA_FIRST] = { "data-first", "1: entry before data and copy-on-write bytes",
 			      "cow-raw cow-qcow2 snapshot" },
 	[RULE_REFCOUNTS_FIRST] = { "refcounts-first", "2: entry before raised refcount", "allocate" },
@@ -41,6 +42,7 @@ static const struct {
 	[RULE_FSYNC_FAILURE] = { "fsync-failure", "7: FLUSH succeeds after a failed fsync", "faults" },
 	[RULE_FROZEN] = { "frozen", "an entry of generation N+1 in a block of N",
 			  "allocate cow-raw discard" },
+	[RULE_LOST_REPLAY] = { "lost-replay", "7: a journal is applied after a failed fsync", "killed-faults" },
 	[RULES] = { "drain", "6: withdrawn but not drained", "hits" },
 };
 
