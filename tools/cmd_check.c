@@ -4,10 +4,12 @@
  * the backing nor the data file; changes nothing but what --repair asks for.
  */
 #include "command.h"
+#include "daemon/rundir.h"
 #include "inspect.h"
 #include "output.h"
 #include "progress.h"
 #include "qcow2/repair.h"
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 
@@ -132,6 +134,19 @@ static int print_check_text(const struct qcow2_repair_result *rep)
 	return EXIT_DONE;
 }
 
+/* A repair would free the clusters of changes that a device left outside of the image. */
+static int nothing_is_missing(const char *image, const struct host_file *file, struct qcow2_error *err)
+{
+	char path[300];
+	int id;
+
+	if (!rundir_find_kept(file->dev, file->ino, path, sizeof(path), &id))
+		return 0;
+	return qcow2_fail(err, -EBUSY,
+			  "%s: lacks changes that are in %s: apply them first, with `ublk-qcow2 %s`", image,
+			  path, id < 0 ? "attach" : "recover");
+}
+
 static int run_check(int argc, char **argv)
 {
 	struct qcow2_error err = { "" };
@@ -146,6 +161,11 @@ static int run_check(int argc, char **argv)
 	if (ret >= 0)
 		return ret;
 	ret = inspect_open(&o, &file, NULL, &err);
+	if (!ret && o.repair) {
+		ret = nothing_is_missing(o.image, file, &err);
+		if (ret)
+			file->ops->close(file);
+	}
 	if (ret)
 		return report_error(&err, ret);
 	progress_start(&c.progress);

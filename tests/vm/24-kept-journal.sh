@@ -47,76 +47,51 @@ switch() { # its first 256 KiB, header to L1 table, become: linear|error|readonl
 	dmsetup resume kept
 }
 
-make_disk() {
+case_unwritable() {
 	modprobe -a loop dm-flakey
+	local kind before
 	truncate -s $((sectors * 512)) disk
 	loop=$(losetup --find --show --direct-io=on disk) || fail "no loop device"
 	dmsetup create kept --table "0 $sectors linear $loop 0"
-	image $disk 32M
-	attach $disk
-}
-
-remove_disk() {
-	udevadm settle
+	for kind in error readonly; do
+		image $disk 32M
+		attach $disk
+		put 0 a
+		switch $kind
+		put 1000 b
+		expect 1 ublk-qcow2 detach "$dev"
+		one_error
+		says "$disk: "
+		says "; its image lacks the last changes: they are in $(kept), and the next attach applies them"
+		[ ! -e "$dev" ] || fail "$dev is still there"
+		expect 1 ublk-qcow2 attach $disk
+		one_error
+		switch linear
+		before=$(sum "$(kept)")
+		for option in --read-only --repair=leaks; do
+			expect 1 ublk-qcow2 attach $option $disk
+			one_error
+			says "$disk: lacks changes that are kept in $(kept): attach it without ${option%=*} first"
+		done
+		expect 1 ublk-qcow2 check --repair=all $disk
+		one_error
+		says "$disk: lacks changes that are in $(kept): apply them first, with \`ublk-qcow2 attach\`"
+		[ "$(sum "$(kept)")" = "$before" ] || fail "the journal changed"
+		attach_applies $disk
+		has 0 a
+		has 1000 b
+		# it is the journal of the new device from now on
+		put 2000 c
+		kill_both
+		expect 0 ublk-qcow2 recover "$dev"
+		has 2000 c
+		detach "$dev"
+		nothing_left
+		sound $disk
+		udevadm settle
+	done
 	dmsetup remove --retry kept
 	losetup -d "$loop"
-}
-
-case_unwritable() {
-	local before
-	make_disk
-	put 0 a
-	switch error
-	put 1000 b
-	expect 1 ublk-qcow2 detach "$dev"
-	one_error
-	says "$disk: "
-	says "; its image lacks the last changes: they are in $(kept), and the next attach applies them"
-	[ ! -e "$dev" ] || fail "$dev is still there"
-	expect 1 ublk-qcow2 attach $disk
-	one_error
-	switch linear
-	before=$(sum "$(kept)")
-	for option in --read-only --repair=leaks; do
-		expect 1 ublk-qcow2 attach $option $disk
-		one_error
-		says "$disk: lacks changes that are kept in $(kept): attach it without ${option%=*} first"
-	done
-	[ "$(sum "$(kept)")" = "$before" ] || fail "the journal changed"
-	attach_applies $disk
-	has 0 a
-	has 1000 b
-	# it is the journal of the new device from now on
-	put 2000 c
-	kill_both
-	expect 0 ublk-qcow2 recover "$dev"
-	has 2000 c
-	detach "$dev"
-	nothing_left
-	sound $disk
-	remove_disk
-}
-
-# A flush fails: what it was for may be anywhere. The image keeps what was durable before, and goes on from there.
-case_unsyncable() {
-	make_disk
-	put 0 a
-	sync "$dev"
-	put 1000 b
-	switch readonly
-	expect 1 ublk-qcow2 detach "$dev"
-	one_error
-	says "$disk: "
-	[ -z "$(kept)" ] || fail "kept: $(kept)"
-	switch linear
-	attach $disk
-	has 0 a
-	put 1000 c
-	has 1000 c
-	detach "$dev"
-	nothing_left
-	sound $disk
-	remove_disk
 }
 
 # ---- the image was not to be found when its device had to go ----
@@ -130,6 +105,9 @@ give_up() {
 	expect 1 ublk-qcow2 attach a.qcow2
 	one_error
 	says "a.qcow2: the processes of $dev died with changes that it lacks: \`ublk-qcow2 recover $dev\` or detach that first"
+	expect 1 ublk-qcow2 check --repair=leaks a.qcow2
+	one_error
+	says "apply them first, with \`ublk-qcow2 recover\`"
 	mv a.qcow2 away
 	expect 0 ublk-qcow2 detach --force "$dev"
 	says "$dev: removed; its image lacks the last changes: they are in $(kept), and the next attach applies them"
