@@ -51,7 +51,8 @@ static int register_files(struct queue *q)
 	q->zero_file = files->count + 1;
 	fds[q->char_file] = q->opt.char_fd;
 	fds[q->zero_file] = q->opt.zero_fd;
-	memcpy(fds + files->count + 2, q->opt.hold, q->opt.holds * sizeof(*fds));
+	if (q->opt.holds)
+		memcpy(fds + files->count + 2, q->opt.hold, q->opt.holds * sizeof(*fds));
 	return io_uring_register_files(&q->ring, fds, files->count + 2 + q->opt.holds);
 }
 

@@ -674,9 +674,13 @@ static int find_journal(struct supervisor *s, struct qcow2_error *err)
 	const struct server_options *opt = &s->state.opt;
 	const char *image = s->state.image;
 	struct stat st;
+	bool disk;
 	int id;
 
-	if (stat(image, &st) == 0 && rundir_find_kept(st.st_dev, st.st_ino, s->kept, sizeof(s->kept), &id)) {
+	if (stat(image, &st) < 0)
+		st = (struct stat){ 0 }; /* opening it says why */
+	disk = S_ISBLK(st.st_mode); /* struct host_file: dev, ino */
+	if (rundir_find_kept(disk ? st.st_rdev : st.st_dev, disk ? 0 : st.st_ino, s->kept, sizeof(s->kept), &id)) {
 		if (id >= 0)
 			return qcow2_fail(
 				err, -EBUSY,
