@@ -50,8 +50,7 @@ void alloc_claim(struct qcow2_image *img, uint64_t first, uint64_t n)
 	if (first + n <= img->alloc->end)
 		return;
 	img->alloc->end = first + n;
-	/* Larger clusters are mostly holes if they are written in small pieces: the host shall not fill them. */
-	if (img->file->ops->grown && img->geo.cluster_bits <= 16)
+	if (img->file->ops->grown)
 		img->file->ops->grown(img->file, alloc_end(img));
 }
 

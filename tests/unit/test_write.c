@@ -81,17 +81,6 @@ static void tells_how_far_it_grew(void **state)
 	finish();
 }
 
-/* Nothing that could make the host fill clusters of which little is written. */
-static void does_not_tell_of_large_clusters(void **state)
-{
-	for (unsigned bits = 16; bits <= 17; bits++) {
-		start(&(struct spec){ .bits = bits, .size = 4 << 20 });
-		assert_int_equal(do_write(img, 0, 512, 3), 0);
-		assert_int_equal(d->grown > 0, bits == 16);
-		finish();
-	}
-}
-
 /* Past the end of the file the rest of a cluster is zero by itself; elsewhere zeroes are written. */
 static void partial_fresh(void **state)
 {
@@ -380,7 +369,6 @@ int main(void)
 		cmocka_unit_test(in_place),
 		cmocka_unit_test(allocates_contiguously),
 		cmocka_unit_test(tells_how_far_it_grew),
-		cmocka_unit_test(does_not_tell_of_large_clusters),
 		cmocka_unit_test(partial_fresh),
 		cmocka_unit_test(partial_on_a_device),
 		cmocka_unit_test(partial_after_failure),
