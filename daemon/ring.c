@@ -22,7 +22,6 @@
  * A crash leaves whatever the kernel had been given; ordering is commit.c's business.
  */
 #include "ring.h"
-#include "ahead.h"
 #include "stamp.h"
 #include "test_switch.h"
 #include "uring.h"
@@ -67,7 +66,6 @@ struct ring {
 	bool woken, wake_armed, no_wait;
 	bool timer_armed, timer_expired;
 	struct __kernel_timespec timeout;
-	struct ring_file *growing; /* whose space ahead is being reserved */
 	void *zeroes; /* ZERO_CHUNK bytes of the zero page */
 	uint64_t *stamp;
 };
@@ -78,7 +76,6 @@ struct ring_file {
 	int fd;
 	bool direct;
 	char *path;
-	struct ahead ahead;
 };
 
 static struct ring_file *ring_file_of(struct host_file *f)
@@ -525,10 +522,6 @@ static void reap(struct ring *r)
 		} else if (data == &r->timeout) {
 			r->woken = r->timer_expired = true;
 			r->timer_armed = false;
-		} else if (data == &r->growing) {
-			r->woken = true; /* whoever waits for this in close() */
-			ahead_done(&r->growing->ahead, res);
-			r->growing = NULL;
 		} else {
 			complete(r, data, res);
 		}
@@ -626,33 +619,10 @@ static int ring_size(struct host_file *file, uint64_t *size)
 	return fd_size(ring_file_of(file)->fd, size);
 }
 
-/* Without room for an SQE it is done another time: as if it had failed. */
-static void ring_grown(struct host_file *file, uint64_t end)
-{
-	struct ring_file *f = ring_file_of(file);
-	struct ring *r = f->ring;
-	struct io_uring_sqe *sqe;
-	uint64_t off, len;
-
-	if (r->growing || !ahead_next(&f->ahead, end, &off, &len))
-		return;
-	sqe = get_sqe(r);
-	if (!sqe) {
-		ahead_done(&f->ahead, -EAGAIN);
-		return;
-	}
-	io_uring_prep_fallocate(sqe, f->fd, 0, off, len);
-	io_uring_sqe_set_data(sqe, &r->growing);
-	r->growing = f;
-}
-
 static void ring_close(struct host_file *file)
 {
 	struct ring_file *f = ring_file_of(file);
 
-	while (f->ring->growing == f)
-		ring_poll(file, true);
-	ahead_cut(&f->ahead);
 	close(f->fd);
 	free(f->path);
 	free(f);
@@ -664,7 +634,6 @@ static const struct host_ops ring_ops = {
 	.pread = ring_pread,
 	.size = ring_size,
 	.close = ring_close,
-	.grown = ring_grown,
 };
 
 /* ---- files ---- */
@@ -726,7 +695,6 @@ int ring_file(struct ring *r, int fd, const char *path, bool read_only, bool dir
 	ret = inspect(f);
 	if (ret)
 		goto free_path;
-	ahead_init(&f->ahead, fd);
 	*out = &f->base;
 	return 0;
 

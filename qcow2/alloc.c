@@ -47,11 +47,8 @@ uint64_t alloc_end(const struct qcow2_image *img)
 
 void alloc_claim(struct qcow2_image *img, uint64_t first, uint64_t n)
 {
-	if (first + n <= img->alloc->end)
-		return;
-	img->alloc->end = first + n;
-	if (img->file->ops->grown)
-		img->file->ops->grown(img->file, alloc_end(img));
+	if (first + n > img->alloc->end)
+		img->alloc->end = first + n;
 }
 
 /* Whether a cluster with refcount 0 is free. 1: yes, 0: in quarantine, -EUCLEAN: metadata. */

@@ -60,9 +60,6 @@ struct host_ops {
 	int (*size)(struct host_file *file, uint64_t *size);
 	/* Release the file and the memory of the host_file. */
 	void (*close)(struct host_file *file);
-	/* NULL, or told that bytes up to @end are in use, more than ever since it was opened: the backend may reserve
-	 * space behind them, which reads as zeroes, to make it quicker to write. close() gives the rest back. */
-	void (*grown)(struct host_file *file, uint64_t end);
 };
 
 /* Embedded at the start of the backend's own struct. */

@@ -48,8 +48,6 @@ struct disk {
 	void (*on_fail)(const struct host_io *io); /* is told of each, but for pread */
 	unsigned seen[HOST_FSYNC + 1];
 	unsigned opened, delivered;
-	uint64_t grown; /* what the library said is in use since the disk was opened last; 0: nothing */
-	uint64_t reach; /* end of what was written since then */
 	void *journal; /* memimg.h: of the image opened last */
 	STAILQ_HEAD(, host_io) queue;
 };
@@ -281,8 +279,6 @@ static inline void memfile_submit(struct host_io *io)
 	struct disk *d = disk_of(io->file);
 
 	assert_true(io->op == HOST_READ || io->op == HOST_FSYNC || !io->file->read_only);
-	if ((io->op == HOST_WRITE || io->op == HOST_ZERO) && io->off + io->len > d->reach)
-		d->reach = io->off + io->len;
 	io->progress = ++d->clock;
 	STAILQ_INSERT_TAIL(&d->queue, io, link);
 }
@@ -342,26 +338,14 @@ static inline int memfile_size(struct host_file *file, uint64_t *size)
 	return 0;
 }
 
-/* What lies behind may be cut off at close. */
 static inline void memfile_close(struct host_file *file)
 {
-	struct disk *d = disk_of(file);
-
-	assert_true(!d->grown || d->reach <= d->grown);
-	d->opened--;
+	disk_of(file)->opened--;
 	free(file);
 }
 
-static inline void memfile_grown(struct host_file *file, uint64_t end)
-{
-	struct disk *d = disk_of(file);
-
-	assert_true(end > d->grown && end >= d->size);
-	d->grown = end;
-}
-
-static const struct host_ops memfile_ops = { memfile_submit, memfile_poll,  memfile_pread,
-					     memfile_size,   memfile_close, memfile_grown };
+static const struct host_ops memfile_ops = { memfile_submit, memfile_poll, memfile_pread, memfile_size,
+					     memfile_close };
 
 static inline struct host_file *disk_open(struct disk *d, bool read_only)
 {
@@ -378,7 +362,6 @@ static inline struct host_file *disk_open(struct disk *d, bool read_only)
 				      .fixed_size = d->fixed_size,
 				      .path = d->path };
 	d->opened++;
-	d->grown = d->reach = 0;
 	return &f->host;
 }
 

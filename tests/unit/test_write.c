@@ -60,27 +60,6 @@ static void allocates_contiguously(void **state)
 	finish();
 }
 
-/* The host learns how far the file is in use, before anything is written there, and only when it grows.
- * memfile.h checks in all tests that nothing is written behind that. */
-static void tells_how_far_it_grew(void **state)
-{
-	uint64_t end;
-
-	start(&(struct spec){ 0 });
-	assert_int_equal(d->grown, 0);
-	reads(img, 0, 4 * CS, 0);
-	assert_int_equal(d->grown, 0);
-	assert_int_equal(do_write(img, 8 * CS, 512, 3), 0); /* a table and a cluster */
-	end = d->grown;
-	assert_int_equal(do_write(img, 8 * CS + 512, 512, 3), 0);
-	assert_int_equal(do_flush(img), 0);
-	assert_int_equal(d->grown, end);
-	assert_int_equal(end, disk_host(d, 8 * CS) + CS);
-	assert_int_equal(do_write(img, 16 * CS, 3 * CS, 4), 0);
-	assert_int_equal(d->grown, end + 3 * CS);
-	finish();
-}
-
 /* Past the end of the file the rest of a cluster is zero by itself; elsewhere zeroes are written. */
 static void partial_fresh(void **state)
 {
@@ -368,7 +347,6 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(in_place),
 		cmocka_unit_test(allocates_contiguously),
-		cmocka_unit_test(tells_how_far_it_grew),
 		cmocka_unit_test(partial_fresh),
 		cmocka_unit_test(partial_on_a_device),
 		cmocka_unit_test(partial_after_failure),
