@@ -299,6 +299,7 @@ static int close_image(struct server *s, struct qcow2_error *err)
 {
 	int ret = s->meta ? meta_stop(s->meta, err) : 0;
 
+	arena_delete(s->pool); /* nobody has a buffer of it any more; its thread knows the queues */
 	for (unsigned i = 0; i < s->queues; i++)
 		queue_free(s->queue[i]);
 	free(s->queue);
@@ -330,7 +331,6 @@ int server_stop(struct server *s, struct qcow2_error *err)
 		fastmap_free(s->map);
 	qcow2_use_memory(NULL);
 	arena_delete(s->library);
-	arena_delete(s->pool);
 	if (s->ctrl)
 		ctrl_close(s->ctrl);
 	if (s->zero_fd >= 0)
@@ -358,7 +358,7 @@ static int prepare(struct server *s, const struct server_options *opt, struct qc
 	return ctrl_open(&s->ctrl, err);
 }
 
-/* What is larger (copies of clusters above 256 KiB) is malloc's, and may wait for memory. */
+/* What is larger (copies of several clusters) is malloc's, and may wait for memory. */
 static void *library_get(void *ctx, size_t size)
 {
 	void *p;
