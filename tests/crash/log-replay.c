@@ -33,6 +33,10 @@
 #define CHUNK (1u << 20)
 #define END_OF_LOG 3
 
+/* The kernel's own, at the end of the log, behind writes that nothing has flushed: a stop, but nobody's
+ * promise. */
+static const char last_mark[] = "dm-log-writes-end";
+
 enum flags { FLUSH = 1, FUA = 2, DISCARD = 4, MARK = 8, META = 16, ALL_FLAGS = 31 };
 
 struct super {
@@ -164,7 +168,8 @@ static int read_entry(struct replay *r, struct entry *e)
 	}
 	if (why)
 		return bad_log(r, why);
-	if (e->flags & MARK) {
+	if (e->flags & MARK &&
+	    (e->data_len != strlen(last_mark) || memcmp(r->buf + sizeof(*e), last_mark, e->data_len))) {
 		memcpy(r->mark, r->buf + sizeof(*e), e->data_len);
 		r->mark[e->data_len] = 0;
 	}

@@ -128,6 +128,8 @@ static void stops_at_each_flush_fua_and_mark(void **state)
 		add(MARK, 0, 0, 0, "two words");
 		add(FLUSH | FUA, 6, 1, 'e', "");
 		add(0, 7, 1, 'f', "");
+		add(MARK, 0, 0, 0, "three");
+		add(MARK, 0, 0, 0, "dm-log-writes-end");
 
 		clear_target();
 		assert_int_equal(go_on(NULL), 0);
@@ -146,7 +148,8 @@ static void stops_at_each_flush_fua_and_mark(void **state)
 		assert_int_equal(go_on(NULL), 0);
 		assert_non_null(strstr(said, " -"));
 		target_is("..c..de.");
-		assert_int_equal(go_on(NULL), END_OF_LOG);
+		assert_int_equal(go_on("2"), 0);
+		assert_non_null(strstr(said, " three"));
 		target_is("..c..def");
 		assert_int_equal(go_on(NULL), END_OF_LOG);
 
@@ -154,7 +157,9 @@ static void stops_at_each_flush_fua_and_mark(void **state)
 		assert_int_equal(go_on("5"), 0);
 		assert_non_null(strstr(said, " two words"));
 		target_is("..c..de.");
-		assert_int_equal(go_on("2"), END_OF_LOG);
+		assert_int_equal(go_on("3"), END_OF_LOG);
+		assert_non_null(strstr(said, " three"));
+		target_is("..c..def");
 	}
 }
 
