@@ -6,7 +6,7 @@
 # errors for qemu-img check and ours, and in the attached device all that was promised and nothing foreign (coherence.c, ledger.c;
 # or files and fio). Another disk drops all writes from some moment on.
 # kernels: stable backports
-# timeout: 20000
+# timeout: 1200
 # group: vm long
 # vm: --mem=3G
 # shellcheck source-path=SCRIPTDIR
