@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * ublk_bpf: what its source files share. Terms: a disk is one /dev/ublkbpfN; a call is one question to its program; a
+ * hit is a bio served from a file slot.
+ */
+#ifndef UBLK_BPF_CORE_H
+#define UBLK_BPF_CORE_H
+
+#include <linux/bio.h>
+#include <linux/blkdev.h>
+#include <linux/completion.h>
+#include <linux/fs.h>
+#include <linux/llist.h>
+#include <linux/mempool.h>
+#include <linux/percpu-refcount.h>
+#include <linux/refcount.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+
+#include "ublk_bpf.h"
+
+/* The type that programs see, read-only. */
+struct ublk_bpf_io {
+	u64 offset;
+	u32 len;
+	u32 op;
+	u32 dev_id;
+};
+
+struct ublk_bpf_ops {
+	int (*queue_io)(struct ublk_bpf_io *io);
+	void (*complete_io)(struct ublk_bpf_io *io, int result);
+	u32 dev_id;
+};
+
+enum ublk_bpf_action {
+	UBLK_BPF_NO_ACTION,
+	UBLK_BPF_GO_BELOW,
+	UBLK_BPF_FILE_IO,
+	UBLK_BPF_RESULT,
+};
+
+/* The question and, written by kfuncs only, the answer: the first @len bytes of @io. */
+struct ublk_bpf_call {
+	struct ublk_bpf_io io;
+	u32 len;
+	enum ublk_bpf_action action;
+	u32 slot;
+	int result;
+	u64 file_offset;
+};
+
+/* One range counter: see drain.c. */
+struct ublk_bpf_bucket {
+	atomic_t count[2];
+	u32 phase;
+} __aligned(16);
+
+struct ublk_bpf_slot {
+	struct file *file;
+	struct inode *inode;	/* of the data: the one with the size */
+	u32 mem_mask, offset_mask;
+	bool writable, nowait, freezable;
+};
+
+struct ublk_bpf_counts {
+	u64 hits[2], bytes[2];	/* by enum ublk_bpf_op */
+	u64 misses, zeroed, splits, punts, again, refused, failed;
+};
+
+struct ublk_bpf_punt {
+	struct llist_head list;
+	struct work_struct work;
+};
+
+enum ublk_bpf_state { UBLK_BPF_STARTING, UBLK_BPF_LIVE, UBLK_BPF_GONE };
+
+struct ublk_bpf_disk {
+	/* what a request reads */
+	struct ublk_bpf_ops __rcu *ops;
+	struct ublk_bpf_bucket *buckets;
+	struct block_device *lower;
+	struct ublk_bpf_counts __percpu *counts;
+	struct ublk_bpf_slot *slots[UBLK_BPF_FILES];
+	u32 id;
+	u32 range_shift;
+	u32 block_mask;			/* logical block size - 1 */
+	bool lower_dead;
+	struct percpu_ref inflight;	/* bios that still touch this struct */
+	mempool_t aios;
+	struct bio_set split_bios, clone_bios;
+	struct ublk_bpf_punt issue;	/* file I/O that must not or could not be started by its submitter */
+	struct ublk_bpf_punt retry;	/* failed hits on their way below */
+	wait_queue_head_t drain_wait ____cacheline_aligned_in_smp;
+	/* control */
+	struct workqueue_struct *wq;
+	struct mutex drain_lock;
+	atomic64_t drains;
+	struct mutex lock;		/* slots, ops, state */
+	enum ublk_bpf_state state;
+	u32 flags;
+	refcount_t refs;
+	struct gendisk *gendisk;
+	struct file *lower_file;
+	struct completion idle;
+};
+
+#define ublk_bpf_count(disk, what) this_cpu_inc((disk)->counts->what)
+
+/* disk.c */
+struct ublk_bpf_disk *ublk_bpf_disk_get(u32 id);	/* NULL without such a disk */
+void ublk_bpf_disk_put(struct ublk_bpf_disk *disk);
+int ublk_bpf_disk_create(struct ublk_bpf_create *arg);
+int ublk_bpf_disk_destroy(struct ublk_bpf_disk *disk);
+bool ublk_bpf_is_ours(const struct gendisk *gendisk);
+/* Takes @bio, accounted since @start, to the lower device; drops the inflight reference when it ends. */
+void ublk_bpf_redirect(struct ublk_bpf_disk *disk, struct bio *bio, unsigned long start);
+
+/* drain.c */
+u32 ublk_bpf_enter(struct ublk_bpf_disk *disk, u64 offset);
+void ublk_bpf_leave(struct ublk_bpf_disk *disk, u32 token);
+/* 0 or, only if @killable, -EINTR. @length is at least 1; offset + length may saturate. */
+int ublk_bpf_drain_range(struct ublk_bpf_disk *disk, u64 offset, u64 length, bool killable);
+
+/* slot.c */
+int ublk_bpf_slot_set(struct ublk_bpf_disk *disk, struct ublk_bpf_file *arg);
+int ublk_bpf_slot_get(struct ublk_bpf_disk *disk, struct ublk_bpf_file *arg);
+void ublk_bpf_slot_free(struct ublk_bpf_slot *slot);
+
+/* aio.c */
+bool ublk_bpf_aio_possible(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *call, struct bio *bio);
+/* Serves @bio from its file; keeps the counter @token until that is over. */
+void ublk_bpf_aio_start(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *call, struct bio *bio,
+			unsigned long start, u32 token);
+void ublk_bpf_issue_work(struct work_struct *work);
+void ublk_bpf_retry_work(struct work_struct *work);
+int ublk_bpf_aio_init(struct ublk_bpf_disk *disk);
+int ublk_bpf_aio_cache_init(void);
+void ublk_bpf_aio_cache_exit(void);
+
+/* bpf.c */
+int ublk_bpf_struct_ops_init(void);
+void ublk_bpf_detach(struct ublk_bpf_disk *disk);
+void ublk_bpf_tell(struct ublk_bpf_disk *disk, struct ublk_bpf_call *call, int result);
+
+#endif

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * In-flight counters. A hit counts, from before its lookup until its I/O is over, in the bucket of its range; whoever has
+ * withdrawn a mapping waits for those that may have seen it.
+ *
+ * A bucket has two counts and a phase that says which one newcomers take. A drain flips the phase and waits for the old
+ * count, so newcomers cannot keep it from ending.
+ *	reader:		p = phase; count[p]++; full fence; phase still p? else start over; lookup
+ *	drain:		(words withdrawn); full fence; count[phase] = 0? done; flip; full fence; wait until count[old] = 0
+ * A reader whose increment the drain does not see makes it after the drain's fence, so its lookup sees the withdrawn word,
+ * or its second look at the phase sees the flip and it starts over. Invariant outside drain_lock: the count
+ * that is not the phase's is 0, but for readers about to start over, or a drain that was killed; the next drain of the
+ * bucket waits for it before it flips back.
+ */
+#include "core.h"
+
+u32 ublk_bpf_enter(struct ublk_bpf_disk *disk, u64 offset)
+{
+	u32 n = (offset >> disk->range_shift) % UBLK_BPF_BUCKETS;
+	struct ublk_bpf_bucket *b = &disk->buckets[n];
+	u32 phase;
+
+	for (;;) {
+		phase = READ_ONCE(b->phase);
+		atomic_inc(&b->count[phase]);
+		smp_mb__after_atomic();
+		/* acquire: the lookup comes after this look */
+		if (likely(smp_load_acquire(&b->phase) == phase))
+			return n * 2 + phase;
+		ublk_bpf_leave(disk, n * 2 + phase);
+	}
+}
+
+void ublk_bpf_leave(struct ublk_bpf_disk *disk, u32 token)
+{
+	struct ublk_bpf_bucket *b = &disk->buckets[token / 2];
+
+	/* atomic_dec_and_test() is a full fence: pairs with that of prepare_to_wait() */
+	if (atomic_dec_and_test(&b->count[token % 2]) && waitqueue_active(&disk->drain_wait))
+		wake_up_all(&disk->drain_wait);
+}
+
+static int wait_for_zero(struct ublk_bpf_disk *disk, atomic_t *count, bool killable)
+{
+	if (killable)
+		return wait_event_killable(disk->drain_wait, !atomic_read(count)) ? -EINTR : 0;
+	wait_event(disk->drain_wait, !atomic_read(count));
+	return 0;
+}
+
+static int flip(struct ublk_bpf_disk *disk, struct ublk_bpf_bucket *b, bool killable)
+{
+	u32 phase = b->phase;
+	int ret;
+
+	lockdep_assert_held(&disk->drain_lock);
+	ret = wait_for_zero(disk, &b->count[!phase], killable);
+	if (!ret && atomic_read(&b->count[phase]))
+		WRITE_ONCE(b->phase, !phase);
+	return ret;
+}
+
+int ublk_bpf_drain_range(struct ublk_bpf_disk *disk, u64 offset, u64 length, bool killable)
+{
+	u64 end = length - 1 > U64_MAX - offset ? U64_MAX : offset + (length - 1);
+	u64 first = offset >> disk->range_shift, last = end >> disk->range_shift, r;
+	int ret = 0;
+
+	/* The withdrawer's stores before the counts. */
+	smp_mb();
+	if (last - first >= UBLK_BPF_BUCKETS)
+		last = first + UBLK_BPF_BUCKETS - 1;
+	if (!killable)
+		mutex_lock(&disk->drain_lock);
+	else if (mutex_lock_killable(&disk->drain_lock))
+		return -EINTR;
+	for (r = first; r <= last && !ret; r++)
+		ret = flip(disk, &disk->buckets[r % UBLK_BPF_BUCKETS], killable);
+	/* The flips before the counts: a reader not seen here sees its flip. */
+	smp_mb();
+	for (r = first; r <= last && !ret; r++) {
+		struct ublk_bpf_bucket *b = &disk->buckets[r % UBLK_BPF_BUCKETS];
+
+		ret = wait_for_zero(disk, &b->count[!b->phase], killable);
+	}
+	mutex_unlock(&disk->drain_lock);
+	atomic64_inc(&disk->drains);
+	return ret;
+}
