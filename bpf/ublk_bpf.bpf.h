@@ -29,7 +29,10 @@ struct ublk_bpf_ops {
 	__u32 dev_id;
 };
 
-/* The first @len bytes are at @offset of the file in @slot. 0, or -EINVAL: nothing recorded (length, alignment to 512, slot). */
+/*
+ * The first @len bytes are at @offset of the file in @slot. 0, or -EINVAL: nothing recorded (length, alignment to 512, slot).
+ * Less than io->len has to be a multiple of the disk's logical block size, here and below, or the request is redirected.
+ */
 extern int ublk_bpf_io_hit(struct ublk_bpf_io *io, __u32 slot, __u64 offset, __u32 len) __ksym;
 /* The first @len bytes read as zeroes. 0, or -EINVAL for a write or a bad length. */
 extern int ublk_bpf_io_zero(struct ublk_bpf_io *io, __u32 len) __ksym;

@@ -29,7 +29,6 @@ struct ublk_bpf_aio {
 	struct kiocb iocb;
 	struct ublk_bpf_disk *disk;
 	struct bio *bio;
-	struct ublk_bpf_slot *slot;
 	unsigned long start;
 	long result;
 	atomic_t refs;		/* its submission, its completion */
@@ -51,7 +50,7 @@ static bool is_write(const struct ublk_bpf_aio *aio)
 	return aio->call.io.op == UBLK_BPF_WRITE;
 }
 
-bool ublk_bpf_aio_possible(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *call, struct bio *bio)
+bool ublk_bpf_aio_possible(struct ublk_bpf_disk *disk, struct ublk_bpf_call *call, struct bio *bio)
 {
 	struct ublk_bpf_slot *slot = smp_load_acquire(&disk->slots[call->slot]);
 	struct bvec_iter iter = bio->bi_iter;
@@ -68,6 +67,7 @@ bool ublk_bpf_aio_possible(struct ublk_bpf_disk *disk, const struct ublk_bpf_cal
 	iter.bi_size = call->len;
 	__bio_for_each_bvec (bv, bio, iter, iter)
 		memory |= bv.bv_offset | bv.bv_len;
+	call->file = slot;
 	return !(memory & slot->mem_mask);
 }
 
@@ -79,7 +79,7 @@ static void aio_done(struct ublk_bpf_aio *aio)
 	long result = aio->result;
 	bool full = is_write(aio) && (result == -ENOSPC || result == -EDQUOT);
 
-	if (is_write(aio) && aio->slot->freezable)
+	if (is_write(aio) && aio->call.file->freezable)
 		kiocb_end_write(&aio->iocb);
 	if (result == -EAGAIN && (aio->iocb.ki_flags & IOCB_NOWAIT)) {
 		ublk_bpf_count(disk, again);
@@ -137,7 +137,7 @@ static void set_iter(struct ublk_bpf_aio *aio, struct iov_iter *iter)
 /* Starts the I/O; its end, good or bad, is aio_done()'s. False: the file system is frozen, nothing was done. */
 static bool aio_issue(struct ublk_bpf_aio *aio, bool nowait)
 {
-	struct file *file = aio->slot->file;
+	struct file *file = aio->call.file->file;
 	bool write = is_write(aio);
 	struct iov_iter iter;
 	ssize_t ret;
@@ -149,7 +149,7 @@ static bool aio_issue(struct ublk_bpf_aio *aio, bool nowait)
 		.ki_flags = IOCB_DIRECT | (nowait ? IOCB_NOWAIT : 0) | (write ? IOCB_WRITE : 0),
 		.ki_ioprio = aio->bio->bi_ioprio,
 	};
-	if (write && aio->slot->freezable) {
+	if (write && aio->call.file->freezable) {
 		if (!file_start_write_trylock(file))
 			return false;
 		__sb_writers_release(file_inode(file)->i_sb, SB_FREEZE_WRITE);
@@ -197,11 +197,10 @@ void ublk_bpf_aio_start(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *
 	}
 	aio->disk = disk;
 	aio->bio = bio;
-	aio->slot = disk->slots[call->slot];
 	aio->start = start;
 	aio->token = token;
 	aio->call = *call;
-	if (!may_inline(aio->slot, is_write(aio))) {
+	if (!may_inline(aio->call.file, is_write(aio))) {
 		ublk_bpf_count(disk, punts);
 		punt(disk, &disk->issue, aio);
 		return;

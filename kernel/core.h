@@ -27,6 +27,8 @@ struct ublk_bpf_io {
 	u32 dev_id;
 };
 
+struct ublk_bpf_slot;
+
 struct ublk_bpf_ops {
 	int (*queue_io)(struct ublk_bpf_io *io);
 	void (*complete_io)(struct ublk_bpf_io *io, int result);
@@ -48,6 +50,7 @@ struct ublk_bpf_call {
 	u32 slot;
 	int result;
 	u64 file_offset;
+	struct ublk_bpf_slot *file;	/* what was in @slot, read once: the slot may be replaced meanwhile */
 };
 
 /* One range counter: see drain.c. */
@@ -128,7 +131,8 @@ int ublk_bpf_slot_get(struct ublk_bpf_disk *disk, struct ublk_bpf_file *arg);
 void ublk_bpf_slot_free(struct ublk_bpf_slot *slot);
 
 /* aio.c */
-bool ublk_bpf_aio_possible(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *call, struct bio *bio);
+/* Whether the recorded file I/O can be done on the front of @bio; sets call->file. */
+bool ublk_bpf_aio_possible(struct ublk_bpf_disk *disk, struct ublk_bpf_call *call, struct bio *bio);
 /* Serves @bio from its file; keeps the counter @token until that is over. */
 void ublk_bpf_aio_start(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *call, struct bio *bio,
 			unsigned long start, u32 token);

@@ -106,6 +106,8 @@ static u32 ask(struct ublk_bpf_disk *disk, struct ublk_bpf_call *call, struct bi
 	call->io.op = bio_op(bio) == REQ_OP_WRITE ? UBLK_BPF_WRITE : UBLK_BPF_READ;
 	call->io.dev_id = disk->id;
 	call->action = UBLK_BPF_NO_ACTION;
+	call->slot = 0;
+	call->file_offset = 0;
 	rcu_read_lock();
 	ops = rcu_dereference(disk->ops);
 	if (ops)

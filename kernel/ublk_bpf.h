@@ -75,8 +75,9 @@ struct ublk_bpf_destroy {
  * when no hit on what was in the slot before is in flight. @fd = -1 clears the slot.
  * EBADF no such descriptor, or not open for reading (and writing, without the flag); EINVAL neither regular nor block
  * device, or not O_DIRECT; EOPNOTSUPP no direct I/O there; EROFS writable file on a read-only disk;
- * ELOOP the file lies on this disk or its lower device; ERANGE @slot; EINTR killed: the slot is changed, hits on the
- * old file may still be in flight.
+ * ELOOP the file lies on this disk or its lower device; ERANGE @slot.
+ * O_NOATIME is set on the description: a read must not start a transaction for an access time. A slot that programs may still
+ * name is replaced only by the same data; else withdraw and drain first.
  */
 struct ublk_bpf_file {
 	__u32 id;

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * bpf-disk: the module's calls on the command line, for tests. Each fails with "CALL: errno text", exit status 1.
+ * bpf-disk: the module's calls on the command line, for tests. Each fails with "CALL: errno text", exit
+ * status 1.
  *
  *   create LOWER RANGE_SHIFT [ID [ro]]     prints the id
  *   destroy ID
- *   file ID SLOT PATH|- rw|ro [buffered]   prints the alignments
+ *   file ID SLOT PATH|- rw|ro|liar [buffered]  prints the alignments
  *   sizefile ID SLOT                       prints the size of the file in the slot, by a new descriptor
  *   drain ID OFFSET LENGTH                 0 0: everything
  *   drains ID COUNT                        COUNT drains of everything
  *   info ID | stats ID                     prints name=value words
- *   attach ID OBJECT PIN [NAME=VALUE]...   loads, sets words of .data (modes=01234000: a digit a byte), attaches, pins
- *   update PIN ID OBJECT [NAME=VALUE]...   replaces the program of a pinned link
- *   load OBJECT                            only loads (into the verifier), without attaching
+ *   attach ID OBJECT PIN [NAME=VALUE]...   loads, sets words of .data (modes=01234000: a digit a byte),
+ * attaches, pins update PIN ID OBJECT [NAME=VALUE]...   replaces the program of a pinned link
  */
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
@@ -65,15 +65,21 @@ static void create(char **arg)
 	printf("%u\n", c.id);
 }
 
+static void destroy(char **arg)
+{
+	struct ublk_bpf_destroy d = { .id = number(arg[0]) };
+
+	call("destroy", UBLK_BPF_DESTROY, &d);
+}
+
+/* "liar": writable for the module, on a file that is open for reading only: has to be refused. */
 static void set_file(char **arg)
 {
-	int ro = !strcmp(arg[3], "ro"), flags = (ro ? O_RDONLY : O_RDWR) | (arg[4] ? 0 : O_DIRECT);
+	int ro = !strcmp(arg[3], "ro"),
+	    flags = (strcmp(arg[3], "rw") ? O_RDONLY : O_RDWR) | (arg[4] ? 0 : O_DIRECT);
 	struct ublk_bpf_file f = { .id = number(arg[0]), .slot = number(arg[1]), .fd = -1 };
 
 	f.flags = ro ? UBLK_BPF_FILE_RDONLY : 0;
-	/* "rw" on a file opened read-only: the case that has to be refused */
-	if (!strcmp(arg[3], "liar"))
-		flags = O_RDONLY | O_DIRECT;
 	if (strcmp(arg[2], "-")) {
 		f.fd = open(arg[2], flags);
 		if (f.fd < 0)
@@ -120,8 +126,9 @@ static void info(char **arg)
 
 	call("info", UBLK_BPF_INFO, &i);
 	printf("attached=%d lower_dead=%d readonly=%d range_shift=%u files=%x device=%u:%u lower=%u:%u\n",
-	       !!(i.flags & UBLK_BPF_ATTACHED), !!(i.flags & UBLK_BPF_LOWER_DEAD), !!(i.flags & UBLK_BPF_DISK_RDONLY),
-	       i.range_shift, i.files, i.major, i.minor, i.lower_major, i.lower_minor);
+	       !!(i.flags & UBLK_BPF_ATTACHED), !!(i.flags & UBLK_BPF_LOWER_DEAD),
+	       !!(i.flags & UBLK_BPF_DISK_RDONLY), i.range_shift, i.files, i.major, i.minor, i.lower_major,
+	       i.lower_minor);
 }
 
 static void stats(char **arg)
@@ -130,7 +137,8 @@ static void stats(char **arg)
 
 	call("stats", UBLK_BPF_STATS, &s);
 #define SHOW(name) printf(#name "=%llu ", s.name)
-	SHOW(hits), SHOW(misses), SHOW(reads), SHOW(writes), SHOW(read_bytes), SHOW(write_bytes), SHOW(zeroed);
+	SHOW(hits), SHOW(misses), SHOW(reads), SHOW(writes), SHOW(read_bytes), SHOW(write_bytes),
+		SHOW(zeroed);
 	SHOW(splits), SHOW(punts), SHOW(again), SHOW(refused), SHOW(failed), SHOW(drains);
 #undef SHOW
 	printf("\n");
@@ -142,7 +150,8 @@ static void set_word(struct bpf_object *object, const char *word)
 	struct bpf_map *data = bpf_object__find_map_by_name(object, ".data");
 	struct btf *btf = bpf_object__btf(object);
 	const char *value = strchr(word, '=') + 1;
-	const struct btf_type *section = btf__type_by_id(btf, btf__find_by_name_kind(btf, ".data", BTF_KIND_DATASEC));
+	const struct btf_type *section =
+		btf__type_by_id(btf, btf__find_by_name_kind(btf, ".data", BTF_KIND_DATASEC));
 	const struct btf_var_secinfo *var = btf_var_secinfos(section);
 	size_t size, length = value - 1 - word, i;
 	char *base = bpf_map__initial_value(data, &size);
@@ -181,7 +190,7 @@ static struct bpf_map *load(const char *path, __u32 id, char **words)
 	if (!map)
 		fail(path);
 	((struct ops *)bpf_map__initial_value(map, &size))->dev_id = id;
-	for (; words && *words; words++)
+	for (; *words; words++)
 		set_word(object, *words);
 	if (bpf_object__load(object))
 		fail("load");
@@ -218,9 +227,10 @@ int main(int argc, char **argv)
 		int arguments;
 		void (*run)(char **arg);
 	} calls[] = {
-		{ "create", 2, create },     { "destroy", 1, NULL }, { "file", 4, set_file }, { "sizefile", 2, size_file },
-		{ "drain", 3, drain },	     { "drains", 2, drains }, { "info", 1, info },     { "stats", 1, stats },
-		{ "attach", 3, attach },     { "update", 3, update }, { "load", 1, NULL },
+		{ "create", 2, create },      { "destroy", 1, destroy }, { "file", 4, set_file },
+		{ "sizefile", 2, size_file }, { "drain", 3, drain },	 { "drains", 2, drains },
+		{ "info", 1, info },	      { "stats", 1, stats },	 { "attach", 3, attach },
+		{ "update", 3, update },
 	};
 	size_t i;
 
@@ -229,15 +239,7 @@ int main(int argc, char **argv)
 			continue;
 		if (argc - 2 < calls[i].arguments)
 			break;
-		if (calls[i].run) {
-			calls[i].run(argv + 2);
-		} else if (calls[i].name[0] == 'l') {
-			load(argv[2], 0, NULL);
-		} else {
-			struct ublk_bpf_destroy d = { .id = number(argv[2]) };
-
-			call("destroy", UBLK_BPF_DESTROY, &d);
-		}
+		calls[i].run(argv + 2);
 		return 0;
 	}
 	fprintf(stderr, "bpf-disk: see the head of bpf-disk.c\n");
