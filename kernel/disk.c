@@ -450,7 +450,7 @@ put:
 	return ret;
 }
 
-/* Nobody has it open, and nobody will. */
+/* Nobody has it open, and nobody will. Who holds open_mutex may be reading partitions and wait for the daemon: not waited for. */
 static int close_doors(struct ublk_bpf_disk *disk)
 {
 	int ret = 0;
@@ -460,8 +460,9 @@ static int close_doors(struct ublk_bpf_disk *disk)
 		ret = -ENODEV;
 	} else if (disk->state == UBLK_BPF_STARTING) {
 		ret = -EBUSY;
+	} else if (!mutex_trylock(&disk->gendisk->open_mutex)) {
+		ret = -EBUSY;
 	} else {
-		mutex_lock(&disk->gendisk->open_mutex);
 		if (disk_openers(disk->gendisk))
 			ret = -EBUSY;
 		else
