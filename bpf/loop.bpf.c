@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Self-test: the disk is the file in slot 0, in pieces of 2^chunk_shift bytes, each served as modes[piece % 8] says. So one
- * program shows complete BPF handling (all FILE), complete server handling (all SERVER), and both mixed with splits.
- * A request is answered piece by piece (CONTINUE).
+ * Self-test: the disk is the file in slot 0, in pieces of 2^chunk_shift bytes, each served as modes[piece %
+ * 8] says. So one program shows complete BPF handling (all FILE), complete server handling (all SERVER), and
+ * both mixed with splits. A request is answered piece by piece (CONTINUE).
  */
-#include <linux/types.h>
 #include <linux/bpf.h>
+
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
 #include "ublk_bpf.bpf.h"
 
 enum mode {
-	SERVER,	/* below */
-	FILE,	/* slot 0, same offset */
-	ZERO,	/* reads as zeroes; writes go below */
-	ERROR,	/* EIO */
-	BEYOND,	/* an action that cannot be done: far behind the end of the file */
+	SERVER, /* below */
+	FILE, /* slot 0, same offset */
+	ZERO, /* reads as zeroes; writes go below */
+	ERROR, /* EIO */
+	BEYOND, /* an action that cannot be done: far behind the end of the file */
 };
 
 volatile __u32 chunk_shift = 16;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Self-test: every request ends in the program: writes vanish, reads are zeroes. Complete BPF handling. */
-#include <linux/types.h>
 #include <linux/bpf.h>
+
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Self-test: chunks of 64 KiB alternate between the files in slots 0 and 1. Aio on several files, split at each chunk. */
-#include <linux/types.h>
+/* Self-test: chunks of 64 KiB alternate between the files in slots 0 and 1. Aio on several files, split at
+ * each chunk. */
 #include <linux/bpf.h>
+
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 

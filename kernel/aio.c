@@ -2,15 +2,17 @@
 /*
  * File I/O of hits, with the bio's own pages: direct, asynchronous, whole bios.
  *
- * Where it is started. ->submit_bio runs with current->bio_list live: what a file system submits would queue up there until
- * ->submit_bio returns, so one that waits for a block of its own metadata waits for ever. And the submitter may be in the
- * middle of a transaction or of reclaim. So the submitter starts the I/O only if none of that can happen (may_inline()), and
- * then with IOCB_NOWAIT, without the bio_list, and with no I/O from allocations. Else, or if the file system would
- * have slept, a worker does. A nested disk's submitter finds PF_MEMALLOC_NOIO set: one file system deep at most.
+ * Where it is started. ->submit_bio runs with current->bio_list live: what a file system submits would queue
+ * up there until it returns, so one that waits for a block of its own metadata waits for ever. And the
+ * submitter may be in the middle of a transaction or of reclaim. So the submitter starts the I/O only if none
+ * of that can happen (may_inline()), and then with IOCB_NOWAIT, without the bio_list, and with no I/O from
+ * allocations. Else, or if the file system would have slept, a worker does. A nested disk's submitter finds
+ * PF_MEMALLOC_NOIO set: one file system deep at most.
  *
- * How it ends. Complete, or a full disk: the bio ends. EAGAIN of a NOWAIT attempt: the worker. Everything else: the bio as a
- * whole goes below, once, without a lookup, from a worker of its own, which may wait for the daemon without stopping hits.
- * The range counter is held until the file's I/O is over, and never while the bio is below.
+ * How it ends. Complete, or a full disk: the bio ends. EAGAIN of a NOWAIT attempt: the worker. Everything
+ * else: the bio as a whole goes below, once, without a lookup, from a worker of its own, which may wait for
+ * the daemon without stopping hits. The range counter is held until the file's I/O is over, and never while
+ * the bio is below.
  */
 #include <linux/blk-cgroup.h>
 #include <linux/kthread.h>
@@ -23,7 +25,7 @@
 #include "core.h"
 #include "trace.h"
 
-#define RESERVE 64	/* hits that get memory whatever happens */
+#define RESERVE 64 /* hits that get memory whatever happens */
 
 struct ublk_bpf_aio {
 	struct kiocb iocb;
@@ -31,7 +33,7 @@ struct ublk_bpf_aio {
 	struct bio *bio;
 	unsigned long start;
 	long result;
-	atomic_t refs;		/* its submission, its completion */
+	atomic_t refs; /* its submission, its completion */
 	u32 token;
 	struct llist_node node;
 	struct ublk_bpf_call call;
@@ -134,7 +136,7 @@ static void set_iter(struct ublk_bpf_aio *aio, struct iov_iter *iter)
 	iter->iov_offset = mp_bvec_iter_offset(bio->bi_io_vec, bio->bi_iter) - first->bv_offset;
 }
 
-/* Starts the I/O; its end, good or bad, is aio_done()'s. False: the file system is frozen, nothing was done. */
+/* Starts the I/O; its end, good or bad, is aio_done()'s. False: frozen file system, nothing was done. */
 static bool aio_issue(struct ublk_bpf_aio *aio, bool nowait)
 {
 	struct file *file = aio->call.file->file;

@@ -2,9 +2,9 @@
 /*
  * The struct_ops ublk_bpf_ops, and the functions that its programs may call.
  *
- * A program belongs to one disk from reg to unreg, or until the disk is destroyed. disk->ops is read under RCU only; it changes
- * under disk->lock. A program answers by recording an action in the ublk_bpf_call around its ublk_bpf_io; it has no other way to
- * write to either.
+ * A program belongs to one disk from reg to unreg, or until the disk is destroyed. disk->ops is read under
+ * RCU only; it changes under disk->lock. A program answers by recording an action in the ublk_bpf_call around
+ * its ublk_bpf_io; it has no other way to write to either.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 #include <linux/bpf.h>
@@ -18,7 +18,7 @@
 
 static bool btf_seen;
 
-/* -- functions for programs ---------------------------------------------------------------------------------------- */
+/* -- functions for programs -- */
 
 static int record(struct ublk_bpf_io *io, u32 len, enum ublk_bpf_action action, int result)
 {
@@ -64,7 +64,7 @@ __bpf_kfunc int ublk_bpf_io_redirect(struct ublk_bpf_io *io, u32 len)
 
 __bpf_kfunc_end_defs();
 
-#ifndef KF_TRUSTED_ARGS	/* 7.x: always on */
+#ifndef KF_TRUSTED_ARGS /* 7.x: always on */
 #define KF_TRUSTED_ARGS 0
 #endif
 
@@ -80,7 +80,7 @@ static const struct btf_kfunc_id_set kfunc_set = {
 	.set = &kfunc_ids,
 };
 
-/* -- calling a program --------------------------------------------------------------------------------------------- */
+/* -- calling a program -- */
 
 void ublk_bpf_tell(struct ublk_bpf_disk *disk, struct ublk_bpf_call *call, int result)
 {
@@ -117,7 +117,7 @@ static struct ublk_bpf_ops *current_ops(struct ublk_bpf_disk *disk)
 	return rcu_dereference_protected(disk->ops, lockdep_is_held(&disk->lock));
 }
 
-/* -- struct_ops ---------------------------------------------------------------------------------------------------- */
+/* -- struct_ops -- */
 
 static int ops_reg(void *kdata, struct bpf_link *link)
 {
@@ -147,7 +147,7 @@ static void ops_unreg(void *kdata, struct bpf_link *link)
 	if (!disk)
 		return;
 	mutex_lock(&disk->lock);
-	if (current_ops(disk) == ops)	/* else its disk was destroyed, and this one only has the same number */
+	if (current_ops(disk) == ops) /* else its disk was destroyed, and this one only has the same number */
 		set_ops(disk, NULL);
 	mutex_unlock(&disk->lock);
 	ublk_bpf_disk_put(disk);
@@ -172,7 +172,7 @@ static int ops_update(void *kdata, void *old_kdata, struct bpf_link *link)
 	mutex_unlock(&disk->lock);
 	ublk_bpf_disk_put(disk);
 	if (!ret)
-		synchronize_rcu();	/* the old one's memory goes next */
+		synchronize_rcu(); /* the old one's memory goes next */
 	return ret;
 }
 
@@ -189,7 +189,8 @@ static int ops_init(struct btf *btf)
 	return 0;
 }
 
-static int ops_check_member(const struct btf_type *t, const struct btf_member *member, const struct bpf_prog *prog)
+static int ops_check_member(const struct btf_type *t, const struct btf_member *member,
+			    const struct bpf_prog *prog)
 {
 	return prog->sleepable ? -EINVAL : 0;
 }
@@ -257,7 +258,7 @@ int ublk_bpf_struct_ops_init(void)
 	if (ret)
 		return ret;
 	if (!btf_seen) {
-		pr_err("it has no BTF: install pahole, copy /sys/kernel/btf/vmlinux to the kernel's build folder, build it again\n");
+		pr_err("built without BTF: it needs pahole, and vmlinux in the kernel's build folder\n");
 		return -ENOEXEC;
 	}
 	return 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * ublk_bpf: what its source files share. Terms: a disk is one /dev/ublkbpfN; a call is one question to its program; a
- * hit is a bio served from a file slot.
+ * ublk_bpf: what its source files share. Terms: a disk is one /dev/ublkbpfN; a call is one question to its
+ * program; a hit is a bio served from a file slot.
  */
 #ifndef UBLK_BPF_CORE_H
 #define UBLK_BPF_CORE_H
@@ -50,7 +50,7 @@ struct ublk_bpf_call {
 	u32 slot;
 	int result;
 	u64 file_offset;
-	struct ublk_bpf_slot *file;	/* what was in @slot, read once: the slot may be replaced meanwhile */
+	struct ublk_bpf_slot *file; /* what was in @slot, read once: the slot may be replaced meanwhile */
 };
 
 /* One range counter: see drain.c. */
@@ -61,13 +61,13 @@ struct ublk_bpf_bucket {
 
 struct ublk_bpf_slot {
 	struct file *file;
-	struct inode *inode;	/* of the data: the one with the size */
+	struct inode *inode; /* of the data: the one with the size */
 	u32 mem_mask, offset_mask;
 	bool writable, nowait, freezable;
 };
 
 struct ublk_bpf_counts {
-	u64 hits[2], bytes[2];	/* by enum ublk_bpf_op */
+	u64 hits[2], bytes[2]; /* by enum ublk_bpf_op */
 	u64 misses, zeroed, splits, punts, again, refused, failed;
 };
 
@@ -87,19 +87,19 @@ struct ublk_bpf_disk {
 	struct ublk_bpf_slot *slots[UBLK_BPF_FILES];
 	u32 id;
 	u32 range_shift;
-	u32 block_mask;			/* logical block size - 1 */
+	u32 block_mask; /* logical block size - 1 */
 	bool lower_dead;
-	struct percpu_ref inflight;	/* bios that still touch this struct */
+	struct percpu_ref inflight; /* bios that still touch this struct */
 	mempool_t aios;
 	struct bio_set split_bios, clone_bios;
-	struct ublk_bpf_punt issue;	/* file I/O that must not or could not be started by its submitter */
-	struct ublk_bpf_punt retry;	/* failed hits on their way below */
+	struct ublk_bpf_punt issue; /* file I/O that must not or could not be started by its submitter */
+	struct ublk_bpf_punt retry; /* failed hits on their way below */
 	wait_queue_head_t drain_wait ____cacheline_aligned_in_smp;
 	/* control */
 	struct workqueue_struct *wq;
 	struct mutex drain_lock;
 	atomic64_t drains;
-	struct mutex lock;		/* slots, ops, state */
+	struct mutex lock; /* slots, ops, state */
 	enum ublk_bpf_state state;
 	u32 flags;
 	refcount_t refs;
@@ -111,7 +111,7 @@ struct ublk_bpf_disk {
 #define ublk_bpf_count(disk, what) this_cpu_inc((disk)->counts->what)
 
 /* disk.c */
-struct ublk_bpf_disk *ublk_bpf_disk_get(u32 id);	/* NULL without such a disk */
+struct ublk_bpf_disk *ublk_bpf_disk_get(u32 id); /* NULL without such a disk */
 void ublk_bpf_disk_put(struct ublk_bpf_disk *disk);
 int ublk_bpf_disk_create(struct ublk_bpf_create *arg);
 int ublk_bpf_disk_destroy(struct ublk_bpf_disk *disk);

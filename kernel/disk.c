@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The disk: asks the program about each plain read and write, splits, and hands on. Owns the life of struct ublk_bpf_disk.
+ * The disk: asks the program about each plain read and write, splits, and hands on. Owns the life of struct
+ * ublk_bpf_disk.
  *
- * Every bio holds disk->inflight from ->submit_bio until the last touch of the disk; destroying waits for it. A disk is in the
- * index from before its partition scan, so that the daemon, which serves that scan, can already drain it.
+ * Every bio holds disk->inflight from ->submit_bio until the last touch of the disk; destroying waits for it.
+ * A disk is in the index from before its partition scan, so that the daemon, which serves that scan, can
+ * already drain it.
  */
 #include <linux/delay.h>
 #include <linux/file.h>
@@ -15,8 +17,8 @@
 #include "core.h"
 #include "trace.h"
 
-#define RESERVE 64	/* splits and redirected bios that get memory whatever happens */
-#define MAX_ID	((1U << 20) - 1)
+#define RESERVE 64 /* splits and redirected bios that get memory whatever happens */
+#define MAX_ID ((1U << 20) - 1)
 
 static unsigned int test_delay_us;
 module_param(test_delay_us, uint, 0644);
@@ -28,7 +30,7 @@ static DEFINE_XARRAY_ALLOC(disks);
 struct redirected {
 	struct ublk_bpf_disk *disk;
 	unsigned long start;
-	struct bio clone;	/* last: its inline vectors follow */
+	struct bio clone; /* last: its inline vectors follow */
 };
 
 static void redirected_end(struct bio *clone)
@@ -122,8 +124,8 @@ static u32 ask(struct ublk_bpf_disk *disk, struct ublk_bpf_call *call, struct bi
 	return token;
 }
 
-static void finish(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *call, struct bio *bio, unsigned long start,
-		   u32 token)
+static void finish(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *call, struct bio *bio,
+		   unsigned long start, u32 token)
 {
 	if (!call->result && call->io.op == UBLK_BPF_READ)
 		zero_fill_bio(bio);
@@ -137,13 +139,14 @@ static void finish(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *call,
 	percpu_ref_put(&disk->inflight);
 }
 
-/* The first @len bytes of @bio as a bio of their own; what is left of @bio ends only after it. ERR_PTR or NULL if not possible. */
+/* The first @len bytes of @bio as a bio of their own; @bio, what is left, ends only after it. NULL: not
+ * possible. */
 static struct bio *split_front(struct ublk_bpf_disk *disk, struct bio *bio, u32 len)
 {
 	gfp_t gfp = bio->bi_opf & REQ_NOWAIT ? GFP_NOWAIT : GFP_NOIO;
 	struct bio *front = bio_split(bio, len >> SECTOR_SHIFT, gfp, &disk->split_bios);
 
-	if (IS_ERR_OR_NULL(front))	/* ERR_PTR since 6.14 */
+	if (IS_ERR_OR_NULL(front)) /* ERR_PTR since 6.14 */
 		return NULL;
 	bio_chain(front, bio);
 	ublk_bpf_count(disk, splits);
@@ -180,7 +183,7 @@ static void serve(struct ublk_bpf_disk *disk, struct bio *bio)
 		ublk_bpf_aio_start(disk, &call, bio, start, token);
 	else
 		finish(disk, &call, bio, start, token);
-	/* Comes back here after what the front has sent below; before, it would keep the front from being issued inline. */
+	/* Not earlier: on the list it would keep the front from being issued inline. */
 	if (rest)
 		submit_bio_noacct(rest);
 }
@@ -238,7 +241,7 @@ static const struct blk_holder_ops holder_ops = {
 	.sync = lower_sync,
 };
 
-/* -- life ---------------------------------------------------------------------------------------------------------- */
+/* -- life -- */
 
 struct ublk_bpf_disk *ublk_bpf_disk_get(u32 id)
 {
@@ -370,7 +373,7 @@ static int announce(struct ublk_bpf_disk *disk)
 {
 	int ret;
 
-	xa_store(&disks, disk->id, disk, GFP_KERNEL);	/* into a reserved entry: cannot fail */
+	xa_store(&disks, disk->id, disk, GFP_KERNEL); /* into a reserved entry: cannot fail */
 	ret = device_add_disk(NULL, disk->gendisk, NULL);
 	if (ret)
 		return ret;
@@ -450,7 +453,7 @@ put:
 	return ret;
 }
 
-/* Nobody has it open, and nobody will. Who holds open_mutex may be reading partitions and wait for the daemon: not waited for. */
+/* Nobody has it open, and nobody will. Who holds open_mutex may wait for the daemon: it counts as open. */
 static int close_doors(struct ublk_bpf_disk *disk)
 {
 	int ret = 0;
@@ -487,6 +490,6 @@ int ublk_bpf_disk_destroy(struct ublk_bpf_disk *disk)
 	xa_erase(&disks, disk->id);
 	bdev_fput(disk->lower_file);
 	module_put(THIS_MODULE);
-	ublk_bpf_disk_put(disk);	/* the index's; the caller has its own */
+	ublk_bpf_disk_put(disk); /* the index's; the caller has its own */
 	return 0;
 }

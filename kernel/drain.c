@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * In-flight counters. A hit counts, from before its lookup until its I/O is over, in the bucket of its range; whoever has
- * withdrawn a mapping waits for those that may have seen it.
+ * In-flight counters. A hit counts, from before its lookup until its I/O is over, in the bucket of its range;
+ * whoever has withdrawn a mapping waits for those that may have seen it.
  *
- * A bucket has two counts and a phase that says which one newcomers take. A drain flips the phase and waits for the old
- * count, so newcomers cannot keep it from ending.
- *	reader:		p = phase; count[p]++; full fence; phase still p? else start over; lookup
- *	drain:		(words withdrawn); full fence; count[phase] = 0? done; flip; full fence; wait until count[old] = 0
- * A reader whose increment the drain does not see makes it after the drain's fence, so its lookup sees the withdrawn word,
- * or its second look at the phase sees the flip and it starts over. Invariant outside drain_lock: the count
- * that is not the phase's is 0, but for readers about to start over, or a drain that was killed; the next drain of the
- * bucket waits for it before it flips back.
+ * A bucket has two counts and a phase that says which one newcomers take. A drain flips the phase and waits
+ * for the old count, so newcomers cannot keep it from ending.
+ * - reader: p = phase; count[p]++; full fence; phase still p? else start over; lookup
+ * - drain: (words withdrawn) full fence; count[phase] is 0? done; flip; full fence; wait until count[old] is
+ * 0
+ *
+ * A reader whose increment the drain does not see makes it after the drain's fence, so its lookup sees the
+ * withdrawn word, or its second look at the phase sees the flip and it starts over. Invariant outside
+ * drain_lock: the count that is not the phase's is 0, but for readers about to start over, or a drain that
+ * was killed; the next drain of the bucket waits for it before it flips back.
  */
 #include "core.h"
 

@@ -38,7 +38,7 @@ static void get_stats(struct ublk_bpf_disk *disk, struct ublk_bpf_stats *s)
 
 	memset(s, 0, sizeof(*s));
 	s->id = id;
-	for_each_possible_cpu(cpu) {
+	for_each_possible_cpu (cpu) {
 		const struct ublk_bpf_counts *c = per_cpu_ptr(disk->counts, cpu);
 
 		s->reads += c->hits[UBLK_BPF_READ];

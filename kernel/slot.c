@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The files of a disk. A hit reads its slot under its range counter, so a slot that was taken out of the disk is
- * free once all counters have drained. The slot holds the open file description, and so its locks.
+ * The files of a disk. A hit reads its slot under its range counter, so a slot that was taken out of the disk
+ * is free once all counters have drained. The slot holds the open file description, and so its locks.
  */
 #include <linux/file.h>
 #include <linux/stat.h>
 
 #include "core.h"
 
-#define LOOP_DEPTH 8	/* of ublkbpf disks upon files upon ublkbpf disks */
+#define LOOP_DEPTH 8 /* of ublkbpf disks upon files upon ublkbpf disks */
 
 void ublk_bpf_slot_free(struct ublk_bpf_slot *slot)
 {
