@@ -122,7 +122,9 @@ void ublk_bpf_redirect(struct ublk_bpf_disk *disk, struct bio *bio, unsigned lon
 /* drain.c */
 u32 ublk_bpf_enter(struct ublk_bpf_disk *disk, u64 offset);
 void ublk_bpf_leave(struct ublk_bpf_disk *disk, u32 token);
-/* 0 or, only if @killable, -EINTR. @length is at least 1; offset + length may saturate. */
+/* @length is at least 1; offset + length may saturate. */
+bool ublk_bpf_is_drained(struct ublk_bpf_disk *disk, u64 offset, u64 length);
+/* 0 or, only if @killable, -EINTR. */
 int ublk_bpf_drain_range(struct ublk_bpf_disk *disk, u64 offset, u64 length, bool killable);
 
 /* slot.c */

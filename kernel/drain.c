@@ -62,16 +62,42 @@ static int flip(struct ublk_bpf_disk *disk, struct ublk_bpf_bucket *b, bool kill
 	return ret;
 }
 
-int ublk_bpf_drain_range(struct ublk_bpf_disk *disk, u64 offset, u64 length, bool killable)
+/* The ranges whose buckets are all those of a byte range. */
+static void ranges(const struct ublk_bpf_disk *disk, u64 offset, u64 length, u64 *first, u64 *last)
 {
 	u64 end = length - 1 > U64_MAX - offset ? U64_MAX : offset + (length - 1);
-	u64 first = offset >> disk->range_shift, last = end >> disk->range_shift, r;
+
+	*first = offset >> disk->range_shift;
+	*last = min(end >> disk->range_shift, *first + UBLK_BPF_BUCKETS - 1);
+}
+
+/* Each count that is seen as 0 once has lost all its earlier holders, so no lock and no flip is needed. */
+bool ublk_bpf_is_drained(struct ublk_bpf_disk *disk, u64 offset, u64 length)
+{
+	u64 first, last, r;
+
+	/* The withdrawer's stores before the counts. */
+	smp_mb();
+	ranges(disk, offset, length, &first, &last);
+	for (r = first; r <= last; r++) {
+		struct ublk_bpf_bucket *b = &disk->buckets[r % UBLK_BPF_BUCKETS];
+
+		/* acquire: what the holders read and wrote comes before what the withdrawer does next */
+		if (atomic_read_acquire(&b->count[0]) || atomic_read_acquire(&b->count[1]))
+			return false;
+	}
+	atomic64_inc(&disk->drains);
+	return true;
+}
+
+int ublk_bpf_drain_range(struct ublk_bpf_disk *disk, u64 offset, u64 length, bool killable)
+{
+	u64 first, last, r;
 	int ret = 0;
 
 	/* The withdrawer's stores before the counts. */
 	smp_mb();
-	if (last - first >= UBLK_BPF_BUCKETS)
-		last = first + UBLK_BPF_BUCKETS - 1;
+	ranges(disk, offset, length, &first, &last);
 	if (!killable)
 		mutex_lock(&disk->drain_lock);
 	else if (mutex_lock_killable(&disk->drain_lock))

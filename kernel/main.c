@@ -61,6 +61,10 @@ static int drain(struct ublk_bpf_disk *disk, const struct ublk_bpf_drain *arg)
 {
 	if (!arg->length || (arg->length != U64_MAX && arg->length > U64_MAX - arg->offset))
 		return -EINVAL;
+	if (arg->flags & ~UBLK_BPF_DRAIN_NOWAIT)
+		return -EINVAL;
+	if (arg->flags & UBLK_BPF_DRAIN_NOWAIT)
+		return ublk_bpf_is_drained(disk, arg->offset, arg->length) ? 0 : -EAGAIN;
 	return ublk_bpf_drain_range(disk, arg->offset, arg->length, true);
 }
 
@@ -93,7 +97,7 @@ static int call_disk(unsigned int cmd, union argument *arg)
 		ret = ublk_bpf_slot_get(disk, &arg->file);
 		break;
 	case UBLK_BPF_DRAIN:
-		ret = arg->drain.reserved ? -EINVAL : drain(disk, &arg->drain);
+		ret = drain(disk, &arg->drain);
 		break;
 	case UBLK_BPF_INFO:
 		get_info(disk, &arg->info);

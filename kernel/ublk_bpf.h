@@ -96,11 +96,13 @@ struct ublk_bpf_file {
  * call. Stores to the program's maps made before the call are seen by every lookup it does not wait for. Hits
  * that start later do not prolong it. Buckets are shared (see UBLK_BPF_BUCKETS), so it may wait for strangers.
  * Must not be called by a thread that completes the files' I/O. length ~0: the whole disk.
- * EINTR killed by a signal: drain again. EINVAL length 0 or (except ~0) offset + length overflows.
+ * EINTR killed by a signal: drain again. EAGAIN (UBLK_BPF_DRAIN_NOWAIT) there is somebody to wait for. EINVAL length 0 or
+ * (except ~0) offset + length overflows.
  */
+#define UBLK_BPF_DRAIN_NOWAIT	(1U << 0)	/* only look; cheap */
 struct ublk_bpf_drain {
 	__u32 id;
-	__u32 reserved;
+	__u32 flags;		/* UBLK_BPF_DRAIN_ */
 	__u64 offset, length;	/* bytes */
 };
 
