@@ -6,8 +6,7 @@
  * A bucket has two counts and a phase that says which one newcomers take. A drain flips the phase and waits
  * for the old count, so newcomers cannot keep it from ending.
  * - reader: p = phase; count[p]++; full fence; phase still p? else start over; lookup
- * - drain: (words withdrawn) full fence; count[phase] is 0? done; flip; full fence; wait until count[old] is
- * 0
+ * - drain: (words withdrawn) full fence; count[phase] 0? done; flip; full fence; wait until count[old] is 0
  *
  * A reader whose increment the drain does not see makes it after the drain's fence, so its lookup sees the
  * withdrawn word, or its second look at the phase sees the flip and it starts over. Invariant outside
@@ -44,9 +43,10 @@ void ublk_bpf_leave(struct ublk_bpf_disk *disk, u32 token)
 
 static int wait_for_zero(struct ublk_bpf_disk *disk, atomic_t *count, bool killable)
 {
+	/* acquire: what the holders read and wrote comes before what the withdrawer does next */
 	if (killable)
-		return wait_event_killable(disk->drain_wait, !atomic_read(count)) ? -EINTR : 0;
-	wait_event(disk->drain_wait, !atomic_read(count));
+		return wait_event_killable(disk->drain_wait, !atomic_read_acquire(count)) ? -EINTR : 0;
+	wait_event(disk->drain_wait, !atomic_read_acquire(count));
 	return 0;
 }
 
@@ -82,7 +82,7 @@ bool ublk_bpf_is_drained(struct ublk_bpf_disk *disk, u64 offset, u64 length)
 	for (r = first; r <= last; r++) {
 		struct ublk_bpf_bucket *b = &disk->buckets[r % UBLK_BPF_BUCKETS];
 
-		/* acquire: what the holders read and wrote comes before what the withdrawer does next */
+		/* acquire: as in wait_for_zero() */
 		if (atomic_read_acquire(&b->count[0]) || atomic_read_acquire(&b->count[1]))
 			return false;
 	}

@@ -196,6 +196,7 @@ load=$!
 while [ "$(word stats hits)" -lt 20000 ]; do sleep 0.1; done
 before=$(word stats hits)
 "$d" drains "$id" 200
+refused "temporarily unavailable" "$d" drain "$id" 0 0 nowait
 for _ in {1..5}; do
 	detach
 	attach loop
@@ -209,6 +210,7 @@ kill -INT $load
 wait $load || true
 grep -q 'err= 0' load.log || { cat load.log; exit 1; }
 reads_as all 256k
+"$d" drain "$id" 0 0 nowait
 [ "$(word stats drains)" -ge 200 ]
 [ "$(word stats failed)" = 0 ]
 

@@ -7,7 +7,7 @@
  *   destroy ID
  *   file ID SLOT PATH|- rw|ro|liar [buffered]  prints the alignments
  *   sizefile ID SLOT                       prints the size of the file in the slot, by a new descriptor
- *   drain ID OFFSET LENGTH                 0 0: everything
+ *   drain ID OFFSET LENGTH [nowait]        0 0: everything
  *   drains ID COUNT                        COUNT drains of everything
  *   info ID | stats ID                     prints name=value words
  *   attach ID OBJECT PIN [NAME=VALUE]...   loads, sets words of .data (modes=01234000: a digit a byte),
@@ -108,6 +108,7 @@ static void drain(char **arg)
 	d.length = strtoull(arg[2], NULL, 0);
 	if (!d.length)
 		d.length = ~0ULL;
+	d.flags = arg[3] ? UBLK_BPF_DRAIN_NOWAIT : 0;
 	call("drain", UBLK_BPF_DRAIN, &d);
 }
 
