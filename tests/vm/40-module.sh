@@ -196,7 +196,11 @@ load=$!
 while [ "$(word stats hits)" -lt 20000 ]; do sleep 0.1; done
 before=$(word stats hits)
 "$d" drains "$id" 200
-refused "temporarily unavailable" "$d" drain "$id" 0 0 nowait
+echo 1000 >/sys/module/ublk_bpf/parameters/test_delay_us	# now nearly always somebody is between lookup and I/O
+for _ in {1..100}; do "$d" drain "$id" 0 0 nowait 2>err || break; done
+grep -q "temporarily unavailable" err
+"$d" drain "$id" 0 0
+echo 0 >/sys/module/ublk_bpf/parameters/test_delay_us
 for _ in {1..5}; do
 	detach
 	attach loop
