@@ -54,6 +54,7 @@ mkdir $lower
 echo $size >$lower/size
 echo 1 >$lower/memory_backed
 echo 1 >$lower/irqmode
+echo 1 >$lower/cache_size	# else the block layer drops FUA before anybody sees it
 echo 1 >$lower/power
 random_file server
 random_file file0
@@ -109,7 +110,7 @@ dd if="$disk" bs=1M count=1 skip=$((size - 1)) iflag=direct status=none | cmp - 
 verify --rw=randrw --bs=4k --iodepth=32 --number_ios=4000
 verify --rw=randrw --bsrange=512-256k --iodepth=16 --number_ios=500
 [ "$(word stats failed)" = 0 ]
-awk -v n="ublkbpf$id" '$3 == n && $4 > 4000 && $8 > 2000 {ok = 1} END {exit !ok}' /proc/diskstats
+awk -v n="ublkbpf$id" '$3 == n && $4 > 4000 && $8 > 1000 {ok = 1} END {exit !ok}' /proc/diskstats
 
 step "a flush and a forced write go below; so does a discard"
 misses=$(word stats misses)
@@ -120,6 +121,7 @@ detach
 step "mixed: file, server, zeroes, what cannot be done, error"
 random_file file0
 attach loop modes=01240124 chunk_shift=16	# server, file, zero, beyond, ...
+blockdev --flushbufs /dev/nullb0		# nobody told its page cache of what came through the disk
 python3 - <<-PY
 	size, chunk = $size << 20, 65536
 	server, file0 = open("/dev/nullb0", "rb").read(size), open("file0", "rb").read()
@@ -128,7 +130,6 @@ python3 - <<-PY
 	    n = at // chunk % 4
 	    out.write(bytes(chunk) if n == 2 else (file0 if n == 1 else server)[at:at + chunk])
 PY
-blockdev --flushbufs "$disk"
 reads_as expected 4k
 reads_as expected 48k
 reads_as expected 1M
@@ -151,7 +152,7 @@ reads_as expected 64k
 cp file1 kept
 dd if=server of="$disk" bs=64k oflag=direct status=none
 cmp file1 kept
-cmp /dev/nullb0 server
+dd if=/dev/nullb0 bs=1M iflag=direct status=none | cmp - server
 detach
 
 step "stripe: two files"
@@ -210,7 +211,7 @@ done
 refused "busy" "$d" destroy "$id"
 [ "$(word stats hits)" -gt "$before" ]
 kill -0 $load
-kill -INT $load
+kill $load
 wait $load || true
 grep -q 'err= 0' load.log || { cat load.log; exit 1; }
 reads_as all 256k
@@ -228,5 +229,7 @@ step "everything away"
 destroy
 [ ! -e "$disk" ]
 refused "No such device" "$d" info "$id"
-rmmod ublk_bpf
+for _ in {1..100}; do ! rmmod ublk_bpf 2>err || break; sleep 0.1; done	# the programs go a grace period later
+[ ! -e /sys/module/ublk_bpf ]
+cd /
 rm -r "$dir"
