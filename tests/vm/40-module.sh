@@ -87,8 +87,8 @@ refused "busy" "$d" destroy "$id"
 exec 9<&-
 
 step "null: all in the program"
-misses=$(word stats misses)
 attach null
+misses=$(word stats misses)
 refused "busy" "$d" attach "$id" "$build/bpf/null.bpf.o" /sys/fs/bpf/second
 head -c $((size << 20)) /dev/zero | cmp - <(dd if="$disk" bs=128k iflag=direct status=none)
 dd if=file0 of="$disk" bs=128k oflag=direct status=none
