@@ -78,20 +78,19 @@ static bool program_may_see(const struct bio *bio)
 static void settle(struct ublk_bpf_disk *disk, struct ublk_bpf_call *call, struct bio *bio, int verdict)
 {
 	bool whole = call->len == call->io.len;
+	bool sound = call->action != UBLK_BPF_NO_ACTION &&
+		     (whole ? verdict == UBLK_BPF_QUEUED || verdict == UBLK_BPF_CONTINUE
+			    : verdict == UBLK_BPF_CONTINUE && !(call->len & disk->block_mask));
 
-	if (verdict == UBLK_BPF_REDIRECT)
-		goto below;
-	if (call->action == UBLK_BPF_NO_ACTION || (verdict == UBLK_BPF_QUEUED && !whole) ||
-	    (verdict != UBLK_BPF_QUEUED && verdict != UBLK_BPF_CONTINUE) ||
-	    (!whole && call->len & disk->block_mask) ||
-	    (call->action == UBLK_BPF_FILE_IO && !ublk_bpf_aio_possible(disk, call, bio))) {
+	if (!sound) {
+		if (verdict != UBLK_BPF_REDIRECT)
+			ublk_bpf_count(disk, refused);
+		call->action = UBLK_BPF_GO_BELOW;
+		call->len = call->io.len;
+	} else if (call->action == UBLK_BPF_FILE_IO && !ublk_bpf_aio_possible(disk, call, bio)) {
 		ublk_bpf_count(disk, refused);
-		goto below;
+		call->action = UBLK_BPF_GO_BELOW;
 	}
-	return;
-below:
-	call->action = UBLK_BPF_GO_BELOW;
-	call->len = call->io.len;
 }
 
 /* Asks the program; the range's counter is then held, but for GO_BELOW. */
@@ -107,6 +106,7 @@ static u32 ask(struct ublk_bpf_disk *disk, struct ublk_bpf_call *call, struct bi
 	call->io.len = min_t(u64, bio->bi_iter.bi_size, to_end);
 	call->io.op = bio_op(bio) == REQ_OP_WRITE ? UBLK_BPF_WRITE : UBLK_BPF_READ;
 	call->io.dev_id = disk->id;
+	call->len = 0;
 	call->action = UBLK_BPF_NO_ACTION;
 	call->slot = 0;
 	call->file_offset = 0;

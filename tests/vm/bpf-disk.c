@@ -216,7 +216,12 @@ static void update(char **arg)
 
 	if (!link)
 		fail(arg[0]);
-	/* Not bpf_link__update_map(): that wants a link of its own making. */
+	/*
+	 * bpf_link__update_map() wants a link of its own making. What it does besides, filling the kernel's
+	 * map, is also the first half of an attach; the second half is refused, as a program is attached.
+	 */
+	if (bpf_map__attach_struct_ops(map) || errno != EBUSY)
+		fail("update: the program's map");
 	if (bpf_link_update(bpf_link__fd(link), bpf_map__fd(map), NULL))
 		fail("update");
 }
