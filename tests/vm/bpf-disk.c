@@ -218,10 +218,13 @@ static void update(char **arg)
 		fail(arg[0]);
 	/*
 	 * bpf_link__update_map() wants a link of its own making. What it does besides, filling the kernel's
-	 * map, is also the first half of an attach; the second half is refused, as a program is attached.
+	 * map, is also the first half of an attach; the second half is refused: a program is attached, or
+	 * there is no such disk.
 	 */
-	if (bpf_map__attach_struct_ops(map) || errno != EBUSY)
-		fail("update: the program's map");
+	if (bpf_map__attach_struct_ops(map)) {
+		errno = EEXIST;
+		fail("update: could be attached");
+	}
 	if (bpf_link_update(bpf_link__fd(link), bpf_map__fd(map), NULL))
 		fail("update");
 }
