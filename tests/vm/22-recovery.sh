@@ -397,7 +397,7 @@ case_load() {
 	done
 	for i in 1 2 3; do
 		until_true is_state live
-		expect 0 ublk-qcow2 restart "$dev"
+		timeout 60 ublk-qcow2 restart "$dev" >out 2>err || broken "restart: $? $(cat err)"
 		silent
 		sleep 0.5
 	done
