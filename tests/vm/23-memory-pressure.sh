@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # timeout: 1200
-# group: vm
+# group: vm long
 # vm: --mem=512M
 # A guest with little memory: swap space on the device, and more dirty pages than memory holds, over an empty image and over
 # an overlay. Nothing hangs, nothing is lost, none of our processes is killed or paged out, and an idle device is small.
@@ -167,4 +167,6 @@ case_killed() {
 	calm a.qcow2
 }
 
+# The rest takes minutes each: ./test long.
+[ $# -gt 0 ] || [ "${TEST_SCALE:-}" = long ] || set -- idle run_is_full swap
 run_cases "$@"

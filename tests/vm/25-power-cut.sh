@@ -7,7 +7,7 @@
 # or files and fio). Another disk drops all writes from some moment on.
 # kernels: stable backports
 # timeout: 1200
-# group: vm long
+# group: long
 # vm: --mem=3G
 # shellcheck source-path=SCRIPTDIR
 set -eu -o pipefail
