@@ -113,7 +113,8 @@ case_idle() {
 		((sum += $1 + $2))
 	done
 	((sum -= 1024)) # the mapping table
-	((sum <= 4096)) || fail "$sum KiB for an idle device"
+	# Without zero copy (6.12) tags that were used have buffers of their own: half a MiB more than it should be.
+	((sum <= ($([ "$TEST_KERNEL" = stable ] && echo 5120 || echo 4096)))) || fail "$sum KiB for an idle device"
 	is_locked
 	calm a.qcow2
 }
