@@ -28,7 +28,12 @@
  * counted there. Only then does it get a new header, so a reader that saw the header it wants reads words of
  * that slice only.
  *
- * Nothing here outlives the process.
+ * The peer, the module of engine `kernel`, reads the same slots and follows the same protocol with counters of its own. A
+ * drain is over when both it and the buckets here are. For a withdrawal it is asked only if a word has really become 0: a range of
+ * which nothing was published can have no hits but those of an earlier withdrawal, whose ticket (a stamp, too) its
+ * buckets remember. Tickets are answered in order, so one number says which are done.
+ *
+ * Nothing here outlives the process; the peer's memory is given up by whoever made it.
  */
 #include "fastmap.h"
 #include "memory.h"
@@ -39,7 +44,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define WAYS 4u
+#define WAYS MAPPING_WAYS
 
 /* Read by every reader, written by the metadata thread on a drain. */
 struct bucket {
@@ -52,6 +57,7 @@ struct drains {
 	uint64_t done; /* every stamp up to this one is drained */
 	uint64_t flipped; /* the running drain covers these stamps */
 	uint64_t wanted; /* the highest stamp somebody waits for */
+	uint64_t ticket; /* the last one of the peer; 0 or done: none of its hits uses a withdrawn word */
 };
 
 /* counter[phase]; one line holds eight buckets of one reader, never of two. */
@@ -63,21 +69,24 @@ struct way {
 	enum { WAY_FREE, WAY_USED, WAY_DYING } state;
 	uint64_t slice; /* used: whose; dying: whose it was */
 	uint64_t stamp; /* dying: free when the slice's bucket is done up to this */
+	uint64_t ticket; /* dying: and the peer up to this */
 };
 
 /* A withdrawal that waits: buckets [next, end) modulo FASTMAP_BUCKETS are still to be checked. */
 struct pending_drain {
 	struct op *waiter;
-	uint64_t stamp;
+	uint64_t stamp, ticket;
 	uint64_t next, end;
 	struct pending_drain *link;
 };
 
 struct fastmap {
-	struct fastmap_slot *slot; /* mmap: one line-aligned array of sets * WAYS */
+	struct fastmap_slot *slot; /* mmap or the peer's: one line-aligned array of sets * WAYS */
 	struct counter *counter; /* [reader][bucket] */
 	struct bucket *bucket;
 	unsigned sets, readers, cluster_bits;
+	struct fastmap_peer peer; /* .slot NULL: none */
+	uint64_t peer_done; /* ticket; any thread */
 	/* metadata thread */
 	struct way *way;
 	struct drains *drains;
@@ -112,12 +121,9 @@ static uint64_t slice_of(const struct fastmap *f, uint64_t guest)
 	return (guest >> f->cluster_bits) / FASTMAP_SLICE_CLUSTERS;
 }
 
-/* The first of the WAYS slots where @slice may be. */
 static unsigned set_of(const struct fastmap *f, uint64_t slice)
 {
-	uint64_t hash = slice * 0x9e3779b97f4a7c15ull;
-
-	return (unsigned)(((hash >> 32) * f->sets) >> 32) * WAYS;
+	return mapping_set(slice, f->sets);
 }
 
 /* ---- life ---- */
@@ -132,17 +138,26 @@ static void *map_zeroed(size_t size)
 	return p;
 }
 
-int fastmap_new(struct fastmap **out, unsigned cluster_bits, uint64_t cache_bytes, unsigned readers)
+unsigned fastmap_sets(uint64_t cache_bytes)
+{
+	uint64_t sets = cache_bytes / (sizeof(struct fastmap_slot) * WAYS);
+
+	return sets < 1 ? 1 : sets > UINT32_MAX / WAYS / 2 ? UINT32_MAX / WAYS / 2 : (unsigned)sets;
+}
+
+int fastmap_new(struct fastmap **out, unsigned cluster_bits, uint64_t cache_bytes, unsigned readers,
+		const struct fastmap_peer *peer)
 {
 	struct fastmap *f = calloc(1, sizeof(*f));
-	uint64_t sets = cache_bytes / (sizeof(struct fastmap_slot) * WAYS);
 
 	if (!f)
 		return -ENOMEM;
-	f->sets = sets < 1 ? 1 : sets > UINT32_MAX / WAYS / 2 ? UINT32_MAX / WAYS / 2 : (unsigned)sets;
+	if (peer)
+		f->peer = *peer;
+	f->sets = fastmap_sets(cache_bytes);
 	f->readers = readers;
 	f->cluster_bits = cluster_bits;
-	f->slot = map_zeroed((size_t)f->sets * WAYS * sizeof(*f->slot));
+	f->slot = peer ? peer->slot : map_zeroed((size_t)f->sets * WAYS * sizeof(*f->slot));
 	f->counter = map_zeroed((size_t)readers * FASTMAP_BUCKETS * sizeof(*f->counter));
 	f->bucket = map_zeroed(FASTMAP_BUCKETS * sizeof(*f->bucket));
 	f->way = calloc((size_t)f->sets * WAYS, sizeof(*f->way));
@@ -162,7 +177,7 @@ void fastmap_set_cluster_bits(struct fastmap *f, unsigned cluster_bits)
 
 void fastmap_free(struct fastmap *f)
 {
-	if (f->slot)
+	if (f->slot && !f->peer.slot)
 		munmap(f->slot, (size_t)f->sets * WAYS * sizeof(*f->slot));
 	if (f->counter)
 		munmap(f->counter, (size_t)f->readers * FASTMAP_BUCKETS * sizeof(*f->counter));
@@ -177,6 +192,19 @@ void fastmap_set_wake(struct fastmap *f, void (*wake)(void *ctx), void *ctx)
 {
 	f->wake = wake;
 	f->wake_ctx = ctx;
+}
+
+void fastmap_peer_drained(struct fastmap *f, uint64_t ticket)
+{
+	__atomic_store_n(&f->peer_done, ticket, __ATOMIC_RELEASE);
+	if (f->wake)
+		f->wake(f->wake_ctx);
+}
+
+void fastmap_stop_peer(struct fastmap *f)
+{
+	if (f->peer.slot)
+		f->peer.stop(f->peer.ctx);
 }
 
 void fastmap_counts(const struct fastmap *f, uint64_t *slots, uint64_t *withdrawals, uint64_t *drains)
@@ -320,9 +348,16 @@ static void advance_bucket(struct fastmap *f, unsigned bucket)
 	}
 }
 
+static bool peer_done(const struct fastmap *f, uint64_t ticket)
+{
+	return __atomic_load_n(&f->peer_done, __ATOMIC_ACQUIRE) >= ticket;
+}
+
 /* Move on over the buckets that are done; true when none is left. */
 static bool pending_done(struct fastmap *f, struct pending_drain *p)
 {
+	if (!peer_done(f, p->ticket))
+		return false;
 	while (p->next < p->end) {
 		unsigned bucket = bucket_of(p->next);
 
@@ -334,8 +369,23 @@ static bool pending_done(struct fastmap *f, struct pending_drain *p)
 	return true;
 }
 
-/* Start draining the buckets of slices [first, end); the words are 0 already. */
-static struct pending_drain start_drain(struct fastmap *f, uint64_t first, uint64_t end)
+/* Have the peer drain the buckets of p; @words: some became 0 just now. Sets the ticket to wait for, or 0. */
+static void drain_peer(struct fastmap *f, struct pending_drain *p, bool words)
+{
+	bool asked = words && f->peer.drain(f->peer.ctx, p->next, p->end, p->stamp) == -EWOULDBLOCK;
+
+	for (uint64_t s = p->next; s < p->end; s++) {
+		struct drains *d = &f->drains[bucket_of(s)];
+
+		if (words)
+			d->ticket = asked ? p->stamp : 0;
+		if (d->ticket > p->ticket)
+			p->ticket = d->ticket;
+	}
+}
+
+/* Start draining the buckets of slices [first, end); the words are 0 already, @words: some only now. */
+static struct pending_drain start_drain(struct fastmap *f, uint64_t first, uint64_t end, bool words)
 {
 	struct pending_drain p = { .stamp = ++f->clock, .next = first, .end = end };
 
@@ -344,6 +394,8 @@ static struct pending_drain start_drain(struct fastmap *f, uint64_t first, uint6
 	full_fence();
 	for (uint64_t s = p.next; s < p.end; s++)
 		drain_bucket(f, bucket_of(s));
+	if (f->peer.slot)
+		drain_peer(f, &p, words);
 	return p;
 }
 
@@ -355,7 +407,7 @@ static void reap_dying(struct fastmap *f)
 		if (w->state != WAY_DYING)
 			continue;
 		advance_bucket(f, bucket_of(w->slice));
-		if (f->drains[bucket_of(w->slice)].done >= w->stamp) {
+		if (f->drains[bucket_of(w->slice)].done >= w->stamp && peer_done(f, w->ticket)) {
 			w->state = WAY_FREE;
 			f->dying--;
 		}
@@ -406,16 +458,16 @@ static int find_slot(const struct fastmap *f, uint64_t slice)
 	return -1;
 }
 
-/* True if one of the words said something. */
+/* Whether there was one that was not 0. */
 static bool clear_words(struct fastmap *f, unsigned slot, unsigned first, unsigned end)
 {
-	uint64_t said = 0;
+	uint64_t all = 0;
 
 	for (unsigned i = first; i < end; i++) {
-		said |= f->slot[slot].word[i];
+		all |= f->slot[slot].word[i];
 		__atomic_store_n(&f->slot[slot].word[i], 0, __ATOMIC_RELAXED);
 	}
-	return said;
+	return all;
 }
 
 /* Take a slot away from its slice; true if it can be used again at once. */
@@ -426,9 +478,10 @@ static bool kill_slot(struct fastmap *f, unsigned slot)
 
 	__atomic_store_n(&f->slot[slot].slice_plus_1, 0, __ATOMIC_RELAXED);
 	(void)clear_words(f, slot, 0, FASTMAP_SLICE_CLUSTERS);
-	p = start_drain(f, w->slice, w->slice + 1);
+	p = start_drain(f, w->slice, w->slice + 1, true); /* who saw the header may look at words later */
 	count(&f->used, -1);
 	w->stamp = p.stamp;
+	w->ticket = p.ticket;
 	w->state = pending_done(f, &p) ? WAY_FREE : WAY_DYING;
 	f->dying += w->state == WAY_DYING;
 	return w->state == WAY_FREE;
@@ -509,7 +562,7 @@ static void publish(void *ctx, uint64_t guest, uint64_t len, enum word_kind kind
 	}
 }
 
-/* Zero the words of clusters [first, end) that lie in a slot's slice; true if one of them said something. */
+/* Zero the words of clusters [first, end) that lie in a slot's slice; whether there was one that was not. */
 static bool clear_range(struct fastmap *f, unsigned slot, uint64_t first, uint64_t end)
 {
 	uint64_t base = f->way[slot].slice * FASTMAP_SLICE_CLUSTERS;
@@ -519,21 +572,23 @@ static bool clear_range(struct fastmap *f, unsigned slot, uint64_t first, uint64
 	return clear_words(f, slot, (unsigned)lo, (unsigned)hi);
 }
 
-/* Whether no drain of a slice's bucket is running: who saw a word that was zeroed before has left. */
+/* Whether no drain of a slice's bucket is running, here or by the peer: who saw a word that was zeroed before has left. */
 static bool settled(struct fastmap *f, uint64_t slice)
 {
 	const struct drains *d = &f->drains[bucket_of(slice)];
 
 	advance_bucket(f, bucket_of(slice));
-	return d->done >= d->flipped;
+	return d->done >= d->flipped && peer_done(f, d->ticket);
 }
 
-/* Zero the words of clusters [first, end) of a slice; true if a reader may still use one of them. */
-static bool clear_slice(struct fastmap *f, uint64_t slice, uint64_t first, uint64_t end)
+/* Zero the words of clusters [first, end) of a slice; true if there was one that was not. *busy: a reader may still use one
+ * that was zeroed before. */
+static bool clear_slice(struct fastmap *f, uint64_t slice, uint64_t first, uint64_t end, bool *busy)
 {
 	int slot = find_slot(f, slice);
 
-	return slot < 0 || clear_range(f, (unsigned)slot, first, end) || !settled(f, slice);
+	*busy |= slot < 0 || !settled(f, slice);
+	return slot >= 0 && clear_range(f, (unsigned)slot, first, end);
 }
 
 static int withdraw(void *ctx, uint64_t guest, uint64_t len, struct op *waiter)
@@ -542,24 +597,24 @@ static int withdraw(void *ctx, uint64_t guest, uint64_t len, struct op *waiter)
 	uint64_t first = guest >> f->cluster_bits, end = first + ((len - 1) >> f->cluster_bits) + 1;
 	uint64_t slice = first / FASTMAP_SLICE_CLUSTERS, slices = (end - 1) / FASTMAP_SLICE_CLUSTERS + 1;
 	struct pending_drain p, *keep;
-	bool in_use = false;
+	bool words = false, busy = false;
 
 	if (!len || !f->cluster_bits)
 		return 0;
 	count(&f->withdrawals, 1);
 	if (slices - slice < f->sets) {
 		for (uint64_t s = slice; s < slices; s++)
-			in_use |= clear_slice(f, s, first, end);
+			words |= clear_slice(f, s, first, end, &busy);
 	} else {
-		in_use = true;
+		busy = true;
 		for (unsigned i = 0; i < f->sets * WAYS; i++)
 			if (f->way[i].state == WAY_USED && f->way[i].slice >= slice &&
 			    f->way[i].slice < slices)
-				(void)clear_range(f, i, first, end);
+				words |= clear_range(f, i, first, end);
 	}
-	if (!in_use || fastmap_test_skip_drain)
+	if ((!words && !busy) || fastmap_test_skip_drain)
 		return 0;
-	p = start_drain(f, slice, slices);
+	p = start_drain(f, slice, slices, words);
 	if (pending_done(f, &p))
 		return 0;
 	count(&f->waits, 1);

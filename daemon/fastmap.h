@@ -2,46 +2,49 @@
 /*
  * fastmap.h - the mapping table of DESIGN section 3 and its coherence protocol (section 4).
  *
- * Writers (publish, withdraw) run on the metadata thread only; readers (queue threads, later the
- * BPF program) hold their slice's range counter from before the lookup until their I/O completed.
+ * Writers (publish, withdraw) run on the metadata thread only; readers (queue threads, the BPF program
+ * in the kernel) hold their slice's range counter from before the lookup until their I/O completed.
  */
 #ifndef DAEMON_FASTMAP_H
 #define DAEMON_FASTMAP_H
 
+#include "bpf/mapping.h" /* words and slots */
 #include "qcow2/qcow2.h"
 #include <stdbool.h>
 #include <stdint.h>
 
-#define FASTMAP_SLICE_CLUSTERS 512u /* guest clusters per slice */
 #define FASTMAP_BUCKETS 1024u /* range counters */
 #define FASTMAP_MAX_FILES 64u /* files of the chain a word can name */
 
-/*
- * A word: what one guest cluster is. 0 = unknown (a miss).
- * bits 0-1 kind (1 data, 2 zero), bit 2 writable, bits 3-8 file index, bits 9-55 host offset / 512.
- */
-#define FASTMAP_KIND 3ull
-#define FASTMAP_DATA 1ull
-#define FASTMAP_ZERO 2ull
-#define FASTMAP_WRITABLE 4ull
-#define FASTMAP_FILE_SHIFT 3
-#define FASTMAP_FILE (63ull << FASTMAP_FILE_SHIFT)
-#define FASTMAP_HOST 0x00fffffffffffe00ull
-
-/* One slot as it lies in the table (shared with BPF later). */
-struct fastmap_slot {
-	uint64_t slice_plus_1; /* 0 = none */
-	uint64_t referenced; /* set by readers, cleared by the eviction clock */
-	uint64_t reserved[6];
-	uint64_t word[FASTMAP_SLICE_CLUSTERS];
-};
-
 struct fastmap;
 
+/*
+ * Readers that are not threads of this process: the kernel's. They see the table in memory of theirs, and count
+ * themselves.
+ */
+struct fastmap_peer {
+	struct fastmap_slot *slot; /* zeroes, fastmap_sets() * MAPPING_WAYS of them; stays the owner's */
+	/*
+	 * Metadata thread; words of the slices [first, end) have just become 0. 0: no I/O that may have used one of them is in
+	 * flight. -EWOULDBLOCK: fastmap_peer_drained() with @ticket follows. Tickets grow.
+	 */
+	int (*drain)(void *ctx, uint64_t first, uint64_t end, uint64_t ticket);
+	/* Drains are asked for no more, and fastmap_peer_drained() is not called any more when this returns. */
+	void (*stop)(void *ctx);
+	void *ctx;
+};
+
+/* Sets of a table of that size. */
+unsigned fastmap_sets(uint64_t cache_bytes);
 /* readers: number of queue threads. cache_bytes: table size. cluster_bits 0: told later, by the function
  * below, as the hooks go into qcow2_open() and the cluster size comes out of it; nothing is published before
- * that. */
-int fastmap_new(struct fastmap **out, unsigned cluster_bits, uint64_t cache_bytes, unsigned readers);
+ * that. peer: NULL, or the kernel's readers (copied): then the table is in its memory. */
+int fastmap_new(struct fastmap **out, unsigned cluster_bits, uint64_t cache_bytes, unsigned readers,
+		const struct fastmap_peer *peer);
+/* Any thread: what the peer was asked to drain with this ticket or a lower one is drained. */
+void fastmap_peer_drained(struct fastmap *f, uint64_t ticket);
+/* The metadata thread has ended: no wake-ups any more when this returns. */
+void fastmap_stop_peer(struct fastmap *f);
 void fastmap_set_cluster_bits(struct fastmap *f, unsigned cluster_bits);
 /* No drain may be waited for any more. */
 void fastmap_free(struct fastmap *f);

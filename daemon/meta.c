@@ -541,6 +541,7 @@ int meta_stop(struct meta *m, struct qcow2_error *err)
 	ring_wake(m->ring);
 	pthread_join(m->thread, NULL);
 	ret = m->ret;
+	fastmap_stop_peer(m->map); /* it may be waking the ring */
 	ring_free(m->ring);
 	sem_destroy(&m->opened);
 	close(m->read_only_fd);

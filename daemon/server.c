@@ -409,7 +409,7 @@ static int open_image(struct server *s, const struct server_options *opt, unsign
 
 	if (ret)
 		return ret;
-	ret = fastmap_new(&s->map, 0, cache, queues);
+	ret = fastmap_new(&s->map, 0, cache, queues, NULL);
 	if (ret)
 		return qcow2_fail(err, ret, "%s: mapping table: %s", opt->image, strerror(-ret));
 	return meta_start(&s->meta, opt, s->map, err);

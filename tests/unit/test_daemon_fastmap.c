@@ -32,7 +32,7 @@ static struct fixture make(uint64_t bytes, unsigned readers)
 {
 	struct fixture x = { 0 };
 
-	assert_int_equal(fastmap_new(&x.f, CLUSTER_BITS, bytes, readers), 0);
+	assert_int_equal(fastmap_new(&x.f, CLUSTER_BITS, bytes, readers, NULL), 0);
 	fastmap_table_ops(x.f, &x.ops);
 	runq_init(&x.rq);
 	return x;

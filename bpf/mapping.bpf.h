@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * mapping.bpf.h - the lookup of a BPF program in the mapping table. Its caller holds the range's counter from before the lookup
+ * until the I/O is over, so what is found here stays true that long (daemon/fastmap.c has the proof, for all readers).
+ */
+#ifndef BPF_MAPPING_BPF_H
+#define BPF_MAPPING_BPF_H
+
+#include "mapping.h"
+
+/* The daemon's; made by it, of the size that --cache-size gives. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAPPING_WAYS);
+	__type(key, __u32);
+	__type(value, struct fastmap_slot);
+} slots SEC(".maps");
+
+/* Set before the load. */
+const volatile __u32 mapping_cluster_bits = 16;
+const volatile __u32 mapping_sets = 1;
+
+struct mapping_hit {
+	__u64 host; /* byte offset in the file; undefined for zero */
+	__u32 len; /* bytes from the request's start that this covers */
+	__u32 file;
+	bool zero;
+};
+
+static __always_inline __u64 mapping_load(const mapping_u64 *from)
+{
+	return *(const volatile mapping_u64 *)from; /* once, whole, in program order */
+}
+
+static __always_inline struct fastmap_slot *mapping_slot(__u64 slice)
+{
+	__u32 n = mapping_set(slice, mapping_sets);
+
+	for (int way = 0; way < MAPPING_WAYS; way++, n++) {
+		__u32 key = n;
+		struct fastmap_slot *s = bpf_map_lookup_elem(&slots, &key);
+
+		if (!s || mapping_load(&s->slice_plus_1) != slice + 1)
+			continue;
+		if (!mapping_load(&s->referenced))
+			*(volatile mapping_u64 *)&s->referenced = 1;
+		return s;
+	}
+	return 0;
+}
+
+/*
+ * What the first bytes of [offset, offset + len), which lies within one slice, are: one extent over all the clusters that
+ * follow each other on the host as well. False: unknown, or not writable.
+ */
+static __always_inline bool mapping_lookup(__u64 offset, __u32 len, bool write, struct mapping_hit *hit)
+{
+	__u32 bits = mapping_cluster_bits;
+	__u64 cluster = offset >> bits, size = 1ull << bits, skip = offset & (size - 1), step, mask, word;
+	struct fastmap_slot *s = mapping_slot(cluster / FASTMAP_SLICE_CLUSTERS);
+	__u32 i = cluster % FASTMAP_SLICE_CLUSTERS;
+
+	if (!s)
+		return false;
+	/* a read may go on from a writable cluster to one that is not */
+	mask = write ? ~0ull : ~FASTMAP_WRITABLE;
+	word = mapping_load(&s->word[i]) & mask;
+	if (!word || (write && !(word & FASTMAP_WRITABLE)))
+		return false;
+	hit->zero = (word & FASTMAP_KIND) == FASTMAP_ZERO;
+	hit->host = (word & FASTMAP_HOST) + skip;
+	hit->file = (word & FASTMAP_FILE) >> FASTMAP_FILE_SHIFT;
+	hit->len = len;
+	step = hit->zero ? 0 : size;
+	for (__u64 got = size - skip; got < len; got += size) {
+		if (++i >= FASTMAP_SLICE_CLUSTERS || (mapping_load(&s->word[i]) & mask) != (word += step)) {
+			hit->len = got;
+			break;
+		}
+	}
+	return mapping_load(&s->slice_plus_1) == cluster / FASTMAP_SLICE_CLUSTERS + 1;
+}
+
+#endif
