@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * mapping.bpf.h - the lookup of a BPF program in the mapping table. Its caller holds the range's counter from before the lookup
- * until the I/O is over, so what is found here stays true that long (daemon/fastmap.c has the proof, for all readers).
+ * mapping.bpf.h - the lookup of a BPF program in the mapping table. Its caller holds the range's counter from
+ * before the lookup until the I/O is over, so what is found here stays true that long (daemon/fastmap.c has
+ * the proof, for all readers).
  */
 #ifndef BPF_MAPPING_BPF_H
 #define BPF_MAPPING_BPF_H
@@ -33,6 +34,13 @@ static __always_inline __u64 mapping_load(const mapping_u64 *from)
 	return *(const volatile mapping_u64 *)from; /* once, whole, in program order */
 }
 
+/* The bound is checked where the verifier looks for it: on what is used. */
+static __always_inline __u64 mapping_word(const struct fastmap_slot *s, __u32 i)
+{
+	barrier_var(i);
+	return i < FASTMAP_SLICE_CLUSTERS ? mapping_load(&s->word[i]) : 0;
+}
+
 static __always_inline struct fastmap_slot *mapping_slot(__u64 slice)
 {
 	__u32 n = mapping_set(slice, mapping_sets);
@@ -51,13 +59,14 @@ static __always_inline struct fastmap_slot *mapping_slot(__u64 slice)
 }
 
 /*
- * What the first bytes of [offset, offset + len), which lies within one slice, are: one extent over all the clusters that
- * follow each other on the host as well. False: unknown, or not writable.
+ * What the first bytes of [offset, offset + len), which lies within one slice, are: one extent over all the
+ * clusters that follow each other on the host as well. False: unknown, or not writable.
  */
 static __always_inline bool mapping_lookup(__u64 offset, __u32 len, bool write, struct mapping_hit *hit)
 {
 	__u32 bits = mapping_cluster_bits;
-	__u64 cluster = offset >> bits, size = 1ull << bits, skip = offset & (size - 1), step, mask, word;
+	__u64 cluster = offset >> bits, size = 1ull << bits, skip = offset & (size - 1), step, mask, word,
+	      got = size - skip;
 	struct fastmap_slot *s = mapping_slot(cluster / FASTMAP_SLICE_CLUSTERS);
 	__u32 i = cluster % FASTMAP_SLICE_CLUSTERS;
 
@@ -65,7 +74,7 @@ static __always_inline bool mapping_lookup(__u64 offset, __u32 len, bool write, 
 		return false;
 	/* a read may go on from a writable cluster to one that is not */
 	mask = write ? ~0ull : ~FASTMAP_WRITABLE;
-	word = mapping_load(&s->word[i]) & mask;
+	word = mapping_word(s, i) & mask;
 	if (!word || (write && !(word & FASTMAP_WRITABLE)))
 		return false;
 	hit->zero = (word & FASTMAP_KIND) == FASTMAP_ZERO;
@@ -73,8 +82,9 @@ static __always_inline bool mapping_lookup(__u64 offset, __u32 len, bool write, 
 	hit->file = (word & FASTMAP_FILE) >> FASTMAP_FILE_SHIFT;
 	hit->len = len;
 	step = hit->zero ? 0 : size;
-	for (__u64 got = size - skip; got < len; got += size) {
-		if (++i >= FASTMAP_SLICE_CLUSTERS || (mapping_load(&s->word[i]) & mask) != (word += step)) {
+	for (__u32 n = 1; n <= FASTMAP_SLICE_CLUSTERS && got < len; n++, got += size) {
+		word += step;
+		if ((mapping_word(s, i + n) & mask) != word) { /* also behind the slice's end */
 			hit->len = got;
 			break;
 		}

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * mapping.h - the mapping table as it lies in memory: what the daemon (daemon/fastmap.c), its queue threads and the BPF
- * program (mapping.bpf.h) agree on. Plain C for both; architecture.md has the protocol.
+ * mapping.h - the mapping table as it lies in memory: what the daemon (daemon/fastmap.c), its queue threads
+ * and the BPF program (mapping.bpf.h) agree on. Plain C for both; architecture.md has the protocol.
  *
- * The table is an array of slots, in sets of MAPPING_WAYS. A slice (512 consecutive guest clusters) may be in any
- * slot of the one set that its number hashes to.
+ * The table is an array of slots, in sets of MAPPING_WAYS. A slice (512 consecutive guest clusters) may be in
+ * any slot of the one set that its number hashes to.
  */
 #ifndef BPF_MAPPING_H
 #define BPF_MAPPING_H

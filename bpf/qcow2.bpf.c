@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * qcow2.bpf.c - engine `kernel`: a request whose mapping is in the table is served by the module from the image's
- * files, everything else goes to the daemon. Counting is the module's.
+ * qcow2.bpf.c - engine `kernel`: a request whose mapping is in the table is served by the module from the
+ * image's files, everything else goes to the daemon. Counting is the module's.
  */
 #include <linux/types.h>
+
 #include <linux/bpf.h>
 #include <stdbool.h>
+
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 

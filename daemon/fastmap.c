@@ -28,10 +28,11 @@
  * counted there. Only then does it get a new header, so a reader that saw the header it wants reads words of
  * that slice only.
  *
- * The peer, the module of engine `kernel`, reads the same slots and follows the same protocol with counters of its own. A
- * drain is over when both it and the buckets here are. For a withdrawal it is asked only if a word has really become 0: a range of
- * which nothing was published can have no hits but those of an earlier withdrawal, whose ticket (a stamp, too) its
- * buckets remember. Tickets are answered in order, so one number says which are done.
+ * The peer, the module of engine `kernel`, reads the same slots and follows the same protocol with counters
+ * of its own. A drain is over when both it and the buckets here are. For a withdrawal it is asked only if a
+ * word has really become 0: a range of which nothing was published can have no hits but those of an earlier
+ * withdrawal, whose ticket (a stamp, too) its buckets remember. Tickets are answered in order, so one number
+ * says which are done.
  *
  * Nothing here outlives the process; the peer's memory is given up by whoever made it.
  */

@@ -19,17 +19,18 @@
 struct fastmap;
 
 /*
- * Readers that are not threads of this process: the kernel's. They see the table in memory of theirs, and count
- * themselves.
+ * Readers that are not threads of this process: the kernel's. They see the table in memory of theirs, and
+ * count themselves.
  */
 struct fastmap_peer {
 	struct fastmap_slot *slot; /* zeroes, fastmap_sets() * MAPPING_WAYS of them; stays the owner's */
 	/*
-	 * Metadata thread; words of the slices [first, end) have just become 0. 0: no I/O that may have used one of them is in
-	 * flight. -EWOULDBLOCK: fastmap_peer_drained() with @ticket follows. Tickets grow.
+	 * Metadata thread; words of the slices [first, end) have just become 0. 0: no I/O that may have used
+	 * one of them is in flight. -EWOULDBLOCK: fastmap_peer_drained() with @ticket follows. Tickets grow.
 	 */
 	int (*drain)(void *ctx, uint64_t first, uint64_t end, uint64_t ticket);
-	/* Drains are asked for no more, and fastmap_peer_drained() is not called any more when this returns. */
+	/* Drains are asked for no more, and fastmap_peer_drained() is not called any more when this returns.
+	 */
 	void (*stop)(void *ctx);
 	void *ctx;
 };

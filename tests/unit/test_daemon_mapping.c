@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The kernel's side of the mapping table: the BPF program's lookup, compiled natively, against the daemon's; what the
- * daemon asks of its peer, and when; and readers that use that lookup, with a fake of the module's counters, against a
- * publisher that moves clusters and evicts.
+ * The kernel's side of the mapping table: the BPF program's lookup, compiled natively, against the daemon's;
+ * what the daemon asks of its peer, and when; and readers that use that lookup, with a fake of the module's
+ * counters, against a publisher that moves clusters and evicts.
  */
 #include "daemon/fastmap.h"
 #include "qcow2/op.h"
@@ -17,8 +17,9 @@
 static struct fastmap_slot table[MAPPING_WAYS] __attribute__((aligned(64)));
 
 #define SEC(name)
-#define __uint(name, value) int (*name)[value]
+#define __uint(name, value) int(*name)[value]
 #define __type(name, value) value *name
+#define barrier_var(var) __asm__ volatile("" : "+r"(var))
 #undef __always_inline
 #define __always_inline inline
 
@@ -129,7 +130,8 @@ static void random_change(struct fixture *x)
 	}
 }
 
-/* The program is asked again for what is behind each answer; it must say what the daemon's lookup says at once. */
+/* The program is asked again for what is behind each answer; it must say what the daemon's lookup says at
+ * once. */
 static void compare(struct fixture *x, uint64_t guest, uint32_t len, bool write)
 {
 	static struct fastmap_extent ext[FASTMAP_SLICE_CLUSTERS];
@@ -394,7 +396,9 @@ static void move_some(struct hammer *h, unsigned *cell_of)
 /* Until @moves were made and the readers had hits, or a reader saw something wrong. */
 static void hammer(struct hammer *h, unsigned moves)
 {
-	struct fastmap_peer peer = { .slot = table, .drain = kernel_look, .stop = no_stop, .ctx = &h->kernel };
+	struct fastmap_peer peer = {
+		.slot = table, .drain = kernel_look, .stop = no_stop, .ctx = &h->kernel
+	};
 	unsigned cell_of[GUESTS];
 	pthread_t thread[READERS + 1];
 
