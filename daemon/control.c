@@ -65,6 +65,7 @@ static int on_stats(sd_varlink *link, sd_json_variant *parameters, sd_varlink_me
 	return sd_varlink_replybo(link, SD_JSON_BUILD_PAIR_STRING("device", c->state->device),
 				  SD_JSON_BUILD_PAIR_STRING("engine", c->state->engine),
 				  SD_JSON_BUILD_PAIR_UNSIGNED("hits", st.hits),
+				  SD_JSON_BUILD_PAIR_UNSIGNED("kernel_hits", st.kernel_hits),
 				  SD_JSON_BUILD_PAIR_UNSIGNED("misses", st.misses),
 				  SD_JSON_BUILD_PAIR_UNSIGNED("reads", st.reads),
 				  SD_JSON_BUILD_PAIR_UNSIGNED("writes", st.writes),

@@ -9,6 +9,7 @@
  * A crash leaves a device in the kernel: `ublk_delete()` removes it.
  */
 #include "ctrl.h"
+#include "upper.h"
 #include "uring.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -237,7 +238,9 @@ int ublk_delete(int id, struct qcow2_error *err)
 	if (ret)
 		return ret;
 	ctrl_stop(c, id); /* a device that never started says no; deleting it is what counts */
-	ret = no_device(ctrl_delete(c, id));
+	ret = upper_remove(id); /* what waited below it has failed by now */
+	if (!ret)
+		ret = no_device(ctrl_delete(c, id));
 	ctrl_close(c);
 	return ret < 0 ? qcow2_fail(err, ret, "/dev/ublkb%d: cannot delete: %s", id, strerror(-ret)) : 0;
 }

@@ -17,7 +17,7 @@
 int ublk_features(uint64_t *features, struct qcow2_error *err);
 /* -ENODEV: no such device. */
 int ublk_get_info(int id, struct ublksrv_ctrl_dev_info *info, struct qcow2_error *err);
-/* Stop and delete a device, an orphan's cleanup; -ENODEV: no such device. Waits until its server let go of
+/* Stop and delete a device and the disk of ublk_bpf over it, an orphan's cleanup; -ENODEV: no such device. Waits until its server let go of
  * it. */
 int ublk_delete(int id, struct qcow2_error *err);
 /* The same, from a process of its own that goes on alone after @ms: -ETIMEDOUT, the device goes later. */

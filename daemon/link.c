@@ -7,9 +7,11 @@
  * it.
  */
 #include "link.h"
+#include "lock.h"
 #include "memory.h"
 #include "message.h"
 #include "settings.h"
+#include "upper.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -195,6 +197,26 @@ static int receive_start(struct link *l, struct link_start *s)
 	return ret ? ret : receive_files(l, files);
 }
 
+/* Both processes died, but the kernel still has the image open: its locks have not been free for a moment. */
+static int take_image(struct link *l, struct link_start *s)
+{
+	const char *role = lock_role_name(s->opt.read_only ? LOCK_IMAGE_RO : LOCK_IMAGE_RW);
+	int fd;
+
+	if (!s->custody.recover || store_find(&l->files, s->state.image, role) >= 0)
+		return 0;
+	fd = upper_image(l->id);
+	if (fd == -ENOENT)
+		return 0;
+	if (fd < 0)
+		return fd;
+	if (keep(l, s->state.image, role, fd, NULL)) {
+		close(fd);
+		return -ESTALE;
+	}
+	return store_add(&l->files, s->state.image, role, fd);
+}
+
 int link_open(struct link **out, int sock, struct link_start *s, struct qcow2_error *err)
 {
 	struct link *l = malloc(sizeof(*l));
@@ -207,6 +229,8 @@ int link_open(struct link **out, int sock, struct link_start *s, struct qcow2_er
 	}
 	*l = (struct link){ .sock = sock, .lock = -1, .id = -1 };
 	ret = receive_start(l, s);
+	if (!ret)
+		ret = take_image(l, s);
 	if (ret) {
 		link_close(l, s);
 		return qcow2_fail(err, ret, "worker: supervisor: %s", strerror(-ret));

@@ -34,6 +34,7 @@ struct queue_options {
 	struct fastmap *map;
 	struct meta *meta;
 	struct arena *pool; /* buffers of missed requests, each of its size; NULL: every tag has its own */
+	const bool *veiled; /* while true every read finds zeroes */
 };
 
 struct queue;

@@ -284,7 +284,12 @@ static bool serve_mapped(struct request *r, const struct ublksrv_io_desc *iod)
 	if (!q->opt.copy->can_map(iod) || !reserve(q, MAX_EXTENTS))
 		return false;
 	r->hold = fastmap_enter(q->opt.map, q->opt.id, guest);
-	n = fastmap_lookup(q->opt.map, guest, iod->nr_sectors << 9, write, ext, MAX_EXTENTS);
+	if (!write && __atomic_load_n(q->opt.veiled, __ATOMIC_RELAXED)) {
+		ext[0] = (struct fastmap_extent){ .len = iod->nr_sectors << 9, .zero = true };
+		n = 1;
+	} else {
+		n = fastmap_lookup(q->opt.map, guest, iod->nr_sectors << 9, write, ext, MAX_EXTENTS);
+	}
 	if (!n || !aligned(q, ext, n)) {
 		fastmap_leave(q->opt.map, q->opt.id, r->hold);
 		return false;

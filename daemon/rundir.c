@@ -167,6 +167,7 @@ static void empty(struct rundir *d)
 	unlinkat(d->dir, "control", 0);
 	unlinkat(d->dir, "supervisor", 0);
 	unlinkat(d->dir, "dump", 0);
+	unlinkat(d->dir, "lower", 0);
 }
 
 /* Move the journal out of the directory, to @path. False: there was none. */

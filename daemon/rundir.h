@@ -4,7 +4,7 @@
  * recovery needs. ID is the ublk device number. Files: `lock` (held by supervisor and worker for as long as
  * one of them lives), `state` (JSON, struct run_state), `control` (the worker's Varlink socket), `supervisor`
  * (the supervisor's socket), `journal` (locked until the last I/O of a dead worker has ended), `dump` (the
- * answer to a SIGUSR1). UBLK_QCOW2_RUNDIR replaces /run/ublk-qcow2.
+ * answer to a SIGUSR1), `lower` (tells udev that there is a disk over the ublk device). UBLK_QCOW2_RUNDIR replaces /run/ublk-qcow2.
  */
 #ifndef DAEMON_RUNDIR_H
 #define DAEMON_RUNDIR_H

@@ -4,12 +4,15 @@
  *
  * Owns, in the order they come to life: the control ring, the library's memory, the mapping table, the
  * metadata thread (with the open and locked image), the ublk device, /dev/ublkcN, the pool of buffers, the
- * queue threads. Everything is released in reverse, on failure as at the end. Used by the process's main
- * thread only, but for the calls that say otherwise.
+ * queue threads, and with engine kernel the disk over the device. Everything is released in reverse, on
+ * failure as at the end. Used by the process's main thread only, but for the calls that say otherwise.
  *
  * Order that matters: queue threads serve before START_DEV, which reads the partition table through them. At
  * the end the device is stopped first (what is in flight completes), then the queue threads end, then the
  * image is committed and closed, and only after /dev/ublkcN is closed everywhere can the device be deleted.
+ * With engine kernel nobody is to find anything on the lower device: until the kernel has looked for
+ * partitions there it is veiled (reads find zeroes), from then on the upper one holds it; that one goes
+ * first.
  *
  * A crash leaves the device in the kernel without a server: a later server_create() brings it back (the
  * driver keeps what was not answered and gives it to the new server), or ublk_delete() removes it.
@@ -18,17 +21,21 @@
 #include "arena.h"
 #include "ctrl.h"
 #include "guard.h"
+#include "kernel_engine.h"
 #include "meta.h"
 #include "params.h"
 #include "queue.h"
 #include "rundir.h"
 #include "test_switch.h"
+#include "upper.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -46,6 +53,7 @@ struct server {
 	struct ctrl *ctrl;
 	struct arena *library; /* the memory of requests with the metadata thread */
 	struct arena *pool; /* buffers of what they read and write */
+	struct kernel_engine *kernel; /* NULL: without it from the start */
 	struct fastmap *map;
 	struct meta *meta;
 	const struct copy_ops *copy;
@@ -56,7 +64,9 @@ struct server {
 	struct queue **queue;
 	bool started;
 	bool stays; /* the device is not ours to stop and delete */
-	char node[32];
+	bool stacked; /* engine kernel */
+	bool veiled;
+	char node[32], upper[32];
 };
 
 /* ---- the device ---- */
@@ -208,6 +218,7 @@ static struct queue_options queue_settings(const struct server *s, const struct 
 		.files = meta_files(s->meta),
 		.map = s->map,
 		.meta = s->meta,
+		.veiled = &s->veiled,
 		.hold = custody ? custody->hold : NULL,
 		.holds = custody ? custody->holds : 0,
 	};
@@ -270,19 +281,39 @@ static void tune_disk(const struct server *s)
 	prefer(s, "io_timeout", "1000", "1000\n");
 }
 
+static int check_node(const char *node, bool flush, struct qcow2_error *err)
+{
+	int fd = open_node(node, O_RDONLY);
+
+	if (fd < 0)
+		return qcow2_fail(err, fd, "%s: the device node did not appear: %s", node, strerror(-fd));
+	if (flush)
+		ioctl(fd, BLKFLSBUF, 0);
+	close(fd);
+	return 0;
+}
+
+static int stack_upper(struct server *s, struct qcow2_error *err)
+{
+	int ret = kernel_engine_start(s->kernel, s->node, meta_files(s->meta), meta_info(s->meta)->read_only,
+				      err);
+
+	if (!ret)
+		ret = check_node(s->upper, false, err);
+	return ret;
+}
+
 static int start_device(struct server *s, struct qcow2_error *err)
 {
-	int ret = ctrl_start(s->ctrl, s->id), fd;
+	int ret = ctrl_start(s->ctrl, s->id);
 
 	if (ret < 0)
 		return qcow2_fail(err, ret, "%s: cannot start the device: %s", s->node, strerror(-ret));
 	s->started = true;
 	tune_disk(s);
-	fd = open_node(s->node, O_RDONLY);
-	if (fd < 0)
-		return qcow2_fail(err, fd, "%s: the device node did not appear: %s", s->node, strerror(-fd));
-	close(fd);
-	return 0;
+	__atomic_store_n(&s->veiled, false, __ATOMIC_RELAXED);
+	ret = check_node(s->node, s->stacked, err);
+	return ret || !s->stacked ? ret : stack_upper(s, err);
 }
 
 /* ---- taking it down; each tolerates that its part never came up ---- */
@@ -314,6 +345,8 @@ static int delete_device(struct server *s, struct qcow2_error *err)
 		close(s->char_fd);
 	if (s->id < 0 || s->stays)
 		return 0;
+	while (s->stacked && !kernel_engine_remove(s->kernel))
+		; /* nothing is lost any more, but the number is in use until they close it */
 	ret = ctrl_delete(s->ctrl, s->id);
 	if (ret >= 0 || ret == -ENODEV || ret == -EINVAL) /* somebody else's delete may have been first */
 		return 0;
@@ -324,9 +357,13 @@ int server_stop(struct server *s, struct qcow2_error *err)
 {
 	int ret, deleted;
 
+	if (s->stacked && !s->stays)
+		kernel_engine_remove(s->kernel);
 	stop_queues(s);
 	ret = close_image(s, err);
 	deleted = delete_device(s, err);
+	if (s->kernel)
+		kernel_engine_free(s->kernel);
 	if (s->map)
 		fastmap_free(s->map);
 	qcow2_use_memory(NULL);
@@ -400,19 +437,85 @@ static int give_memory(struct server *s, const struct server_options *opt, struc
 	return 0;
 }
 
+static uint64_t cache_size(const struct server_options *opt)
+{
+	return opt->cache_size ? opt->cache_size : DEFAULT_CACHE;
+}
+
 /* The mapping table and the image over it. */
 static int open_image(struct server *s, const struct server_options *opt, unsigned queues,
 		      struct qcow2_error *err)
 {
-	uint64_t cache = opt->cache_size ? opt->cache_size : DEFAULT_CACHE;
+	const struct fastmap_peer *peer = s->kernel ? kernel_engine_peer(s->kernel) : NULL;
 	int ret = give_memory(s, opt, err);
 
 	if (ret)
 		return ret;
-	ret = fastmap_new(&s->map, 0, cache, queues, NULL);
+	ret = fastmap_new(&s->map, 0, cache_size(opt), queues, peer);
 	if (ret)
 		return qcow2_fail(err, ret, "%s: mapping table: %s", opt->image, strerror(-ret));
 	return meta_start(&s->meta, opt, s->map, err);
+}
+
+/* Engine kernel is not to be had: the end if it was asked for, else there is the other one. */
+static int without_kernel(const struct server_options *opt, int ret, const struct qcow2_error *why,
+			  struct qcow2_error *err)
+{
+	if (opt->engine == ENGINE_KERNEL)
+		return qcow2_fail(err, ret, "%s: --engine=kernel: %s", opt->image, why->text);
+	return 0;
+}
+
+/* Before the image is open: the table's memory. */
+static int prepare_kernel(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
+	struct qcow2_error why = { "" };
+	int ret;
+
+	if (opt->engine == ENGINE_SERVER)
+		return 0;
+	ret = kernel_engine_new(&s->kernel, cache_size(opt), &why);
+	return ret ? without_kernel(opt, ret, &why, err) : 0;
+}
+
+/* For udev's rule (tools/udev): everything that there is to see is on the upper device. */
+static void mark_lower(const struct server *s)
+{
+	char path[300];
+	int fd = open(run_path(path, sizeof(path), s->id, "lower"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+
+	if (fd >= 0)
+		close(fd);
+}
+
+static void use_kernel(struct server *s)
+{
+	s->stacked = true;
+	snprintf(s->upper, sizeof(s->upper), "/dev/ublkbpf%d", s->id);
+}
+
+/* The image is open and the device has a number: can and shall the kernel serve this image? */
+static int decide_kernel(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
+	struct qcow2_error why = { "" };
+	int ret;
+
+	if (!s->kernel)
+		return 0;
+	if (!server_direct_io(s))
+		ret = qcow2_fail(&why, -EOPNOTSUPP,
+				 "needs direct I/O, which the image's file system has not, or only in units "
+				 "larger than a cluster");
+	else
+		ret = kernel_engine_load(s->kernel, s->id,
+					 (unsigned)__builtin_ctz(meta_info(s->meta)->cluster_size), s->map,
+					 &why);
+	if (ret)
+		return without_kernel(opt, ret, &why, err);
+	use_kernel(s);
+	mark_lower(s);
+	s->veiled = true;
+	return 0;
 }
 
 static int bring_up(struct server *s, const struct server_options *opt, struct qcow2_error *err)
@@ -420,9 +523,13 @@ static int bring_up(struct server *s, const struct server_options *opt, struct q
 	int ret = prepare(s, opt, err);
 
 	if (!ret)
+		ret = prepare_kernel(s, opt, err);
+	if (!ret)
 		ret = open_image(s, opt, choose_queues(opt), err);
 	if (!ret)
 		ret = add_device(s, opt, err);
+	if (!ret)
+		ret = decide_kernel(s, opt, err);
 	if (!ret)
 		ret = set_params(s, opt, err);
 	if (!ret)
@@ -460,8 +567,13 @@ static int look_up(struct server *s, const struct server_options *opt, struct qc
 /* The last server was stopping: finish that. */
 static int finish_stop(struct server *s, const struct server_options *opt, struct qcow2_error *err)
 {
-	int ret = open_image(s, opt, 1, err);
+	int ret = upper_remove(opt->custody->id);
 
+	if (ret && ret != -EBUSY) /* then it is there, but silent */
+		ret = qcow2_fail(err, ret, "/dev/ublkbpf%d: cannot be removed: %s", opt->custody->id,
+				 strerror(-ret));
+	else
+		ret = open_image(s, opt, 1, err);
 	if (ret) {
 		s->stays = true;
 		return ret;
@@ -531,6 +643,25 @@ static int end_recovery(struct server *s, struct qcow2_error *err)
 	return 0;
 }
 
+/* The disk over the device, if there is one, is told to forget what it knew before the image is opened. */
+static int adopt_kernel(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
+	struct qcow2_error why = { "" };
+	char path[64];
+	int ret;
+
+	snprintf(path, sizeof(path), "/sys/block/ublkbpf%d", s->id);
+	if (access(path, F_OK) < 0)
+		return 0;
+	ret = kernel_engine_new(&s->kernel, cache_size(opt), &why);
+	if (ret)
+		return qcow2_fail(err, ret, "%s: %s", s->node, why.text);
+	ret = kernel_engine_adopt(s->kernel, s->id, err);
+	if (ret > 0)
+		use_kernel(s);
+	return ret < 0 ? ret : 0;
+}
+
 static int bring_back(struct server *s, const struct server_options *opt, struct qcow2_error *err)
 {
 	struct ublk_params params;
@@ -541,18 +672,31 @@ static int bring_back(struct server *s, const struct server_options *opt, struct
 	if (ret == -ESHUTDOWN)
 		return finish_stop(s, opt, err);
 	if (!ret)
+		ret = adopt_kernel(s, opt, err);
+	if (!ret)
 		ret = open_image(s, opt, s->info.nr_hw_queues, err);
 	if (ret)
 		return ret;
 	shape_device(s, opt, &params);
-	ret = settle_queues(s, opt, err);
+	if (s->stacked)
+		ret = kernel_engine_load(s->kernel, s->id,
+					 (unsigned)__builtin_ctz(meta_info(s->meta)->cluster_size), s->map,
+					 err);
+	if (!ret)
+		ret = settle_queues(s, opt, err);
 	if (!ret)
 		ret = start_recovery(s, err);
 	if (!ret)
 		ret = open_char(s, opt, err);
 	if (!ret)
 		ret = start_queues(s, opt->custody, err);
-	return ret ? ret : end_recovery(s, err);
+	if (!ret)
+		ret = end_recovery(s, err);
+	if (ret || !s->stacked)
+		return ret;
+	ret = stack_upper(s, err);
+	s->stays = ret; /* its users have not lost anything yet */
+	return ret;
 }
 
 int server_create(struct server **out, const struct server_options *opt, struct qcow2_error *err)
@@ -580,7 +724,7 @@ int server_create(struct server **out, const struct server_options *opt, struct 
 
 const char *server_device(const struct server *s)
 {
-	return s->node;
+	return s->stacked ? s->upper : s->node;
 }
 
 int server_id(const struct server *s)
@@ -590,7 +734,7 @@ int server_id(const struct server *s)
 
 const char *server_engine(const struct server *s)
 {
-	return "server";
+	return s->stacked ? "kernel" : "server";
 }
 
 bool server_zero_copy(const struct server *s)
@@ -639,6 +783,8 @@ void server_get_stats(struct server *s, struct server_stats *out)
 	for (unsigned i = 0; i < s->queues; i++)
 		queue_add_stats(s->queue[i], out);
 	meta_commits(s->meta, out);
+	if (s->stacked)
+		kernel_engine_stats(s->kernel, out);
 	fastmap_counts(s->map, &out->slices, &out->withdrawals, &out->drains);
 }
 

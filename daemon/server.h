@@ -12,8 +12,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+enum server_engine { ENGINE_AUTO, ENGINE_KERNEL, ENGINE_SERVER };
+
 struct server_options {
 	const char *image; /* path */
+	enum server_engine engine; /* of a new device; one that is brought back keeps its own */
 	bool read_only;
 	unsigned queues; /* 0 = min(CPUs, 4) */
 	unsigned depth; /* per queue; 0 = 64; at most 1024 */
@@ -29,7 +32,7 @@ struct server_options {
 };
 
 struct server_stats {
-	uint64_t hits, misses, reads, writes, read_bytes, write_bytes, flushes, discards;
+	uint64_t hits, misses, kernel_hits, reads, writes, read_bytes, write_bytes, flushes, discards;
 	uint64_t commits, withdrawals, drains;
 	uint64_t slices; /* mapping table slots in use */
 };
@@ -44,9 +47,9 @@ struct server;
  * date and closed and the device is gone.
  */
 int server_create(struct server **out, const struct server_options *opt, struct qcow2_error *err);
-const char *server_device(const struct server *s); /* "/dev/ublkb0" */
+const char *server_device(const struct server *s); /* "/dev/ublkb0"; engine kernel: "/dev/ublkbpf0" */
 int server_id(const struct server *s);
-const char *server_engine(const struct server *s); /* "server" */
+const char *server_engine(const struct server *s); /* "kernel" or "server" */
 bool server_zero_copy(const struct server *s);
 /* false: the image file goes through the page cache, as its clusters are smaller than the alignment of direct
  * I/O there, or as it cannot do direct I/O. */

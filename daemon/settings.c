@@ -8,6 +8,9 @@
 #include "message.h"
 #include <string.h>
 
+static const char *const engines[] = {
+	[ENGINE_AUTO] = "auto", [ENGINE_KERNEL] = "kernel", [ENGINE_SERVER] = "server"
+};
 static const char *const discards[] = { [QCOW2_DISCARD_UNMAP] = "unmap", [QCOW2_DISCARD_IGNORE] = "ignore" };
 static const char *const formats[] = {
 	[BACKING_UNKNOWN] = "", [BACKING_RAW] = "raw", [BACKING_QCOW2] = "qcow2"
@@ -18,6 +21,7 @@ static const char *const formats[] = {
 int settings_to_json(const struct server_options *opt, sd_json_variant **v)
 {
 	int ret = sd_json_buildo(v, SD_JSON_BUILD_PAIR_BOOLEAN("read_only", opt->read_only),
+				 SD_JSON_BUILD_PAIR_STRING("engine", engines[opt->engine]),
 				 SD_JSON_BUILD_PAIR_UNSIGNED("queues", opt->queues),
 				 SD_JSON_BUILD_PAIR_UNSIGNED("depth", opt->depth),
 				 SD_JSON_BUILD_PAIR_UNSIGNED("cache_size", opt->cache_size),
@@ -45,6 +49,7 @@ void settings_from_json(sd_json_variant *v, struct server_options *opt)
 {
 	*opt = (struct server_options){
 		.read_only = json_get_bool(v, "read_only"),
+		.engine = (enum server_engine)index_of(v, "engine", engines, COUNT(engines)),
 		.queues = (unsigned)json_get_number(v, "queues"),
 		.depth = (unsigned)json_get_number(v, "depth"),
 		.cache_size = json_get_number(v, "cache_size"),

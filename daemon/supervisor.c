@@ -211,7 +211,12 @@ static void on_ready(struct supervisor *s, const struct message *m)
 {
 	struct run_state *st = &s->state;
 	char *engine = strdup(message_string(m, "engine"));
+	char *device = strdup(message_string(m, "device"));
 
+	if (device) {
+		free(st->device);
+		st->device = device;
+	}
 	if (engine) {
 		free(st->engine);
 		st->engine = engine;

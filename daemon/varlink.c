@@ -13,8 +13,8 @@ static SD_VARLINK_DEFINE_METHOD(Info, OUT_STRING(device), OUT_STRING(engine), OU
 				OUT_BOOL(read_only), OUT_BOOL(zero_copy), OUT_BOOL(direct_io),
 				OUT_INT(queues), OUT_INT(depth), OUT_INT(pid));
 
-static SD_VARLINK_DEFINE_METHOD(Stats, OUT_STRING(device), OUT_STRING(engine), OUT_INT(hits), OUT_INT(misses),
-				OUT_INT(reads), OUT_INT(writes), OUT_INT(read_bytes), OUT_INT(write_bytes),
+static SD_VARLINK_DEFINE_METHOD(Stats, OUT_STRING(device), OUT_STRING(engine), OUT_INT(hits),
+				OUT_INT(kernel_hits), OUT_INT(misses), OUT_INT(reads), OUT_INT(writes), OUT_INT(read_bytes), OUT_INT(write_bytes),
 				OUT_INT(flushes), OUT_INT(discards), OUT_INT(commits), OUT_INT(withdrawals),
 				OUT_INT(drains), OUT_INT(slices), OUT_INT(daemon_restarts));
 

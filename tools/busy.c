@@ -134,14 +134,15 @@ static void add_holders(struct scan *s, const char *sysfs)
 		closedir(dir);
 }
 
-static void scan_sysfs(struct scan *s, int id)
+static void scan_sysfs(struct scan *s)
 {
+	const char *name = strrchr(s->disk, '/') + 1;
 	char disk[64], path[400], prefix[32];
 	struct dirent *de;
 	DIR *dir;
 
-	snprintf(disk, sizeof(disk), "/sys/block/ublkb%d", id);
-	snprintf(prefix, sizeof(prefix), "ublkb%dp", id);
+	snprintf(disk, sizeof(disk), "/sys/block/%s", name);
+	snprintf(prefix, sizeof(prefix), "%sp", name);
 	add_node(s, disk);
 	add_holders(s, disk);
 	dir = opendir(disk);
@@ -345,13 +346,13 @@ static void ask_kernel(struct scan *s)
 		add(s, true, "claimed by the kernel for somebody who cannot be seen from here");
 }
 
-enum busy device_busy(int id, char *text, size_t size)
+enum busy device_busy(const char *device, char *text, size_t size)
 {
 	struct scan s = { .text = text, .size = size };
 
 	text[0] = '\0';
-	snprintf(s.disk, sizeof(s.disk), "/dev/ublkb%d", id);
-	scan_sysfs(&s, id);
+	snprintf(s.disk, sizeof(s.disk), "%s", device);
+	scan_sysfs(&s);
 	scan_mounts(&s);
 	scan_swaps(&s);
 	scan_loops(&s);
@@ -361,14 +362,14 @@ enum busy device_busy(int id, char *text, size_t size)
 	return s.lasting ? BUSY_YES : s.found ? BUSY_PASSING : BUSY_NO;
 }
 
-enum busy device_busy_wait(int id, char *text, size_t size)
+enum busy device_busy_wait(const char *device, char *text, size_t size)
 {
-	enum busy busy = device_busy(id, text, size);
+	enum busy busy = device_busy(device, text, size);
 	int tries;
 
 	for (tries = 0; busy == BUSY_PASSING && tries < UDEV_PATIENCE; tries++) {
 		usleep(50000);
-		busy = device_busy(id, text, size);
+		busy = device_busy(device, text, size);
 	}
 	return busy;
 }

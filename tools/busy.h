@@ -12,10 +12,11 @@ enum busy {
 	BUSY_YES,
 };
 
-/* Is /dev/ublkb@id (or a partition of it) in use? text: "mounted on /mnt; opened by fio (pid 12)". */
-enum busy device_busy(int id, char *text, size_t size);
+/* Is @device ("/dev/ublkb0", or a partition of it) in use? text: "mounted on /mnt; opened by fio (pid 12)".
+ */
+enum busy device_busy(const char *device, char *text, size_t size);
 /* The same, after udev had some seconds to finish. */
-enum busy device_busy_wait(int id, char *text, size_t size);
+enum busy device_busy_wait(const char *device, char *text, size_t size);
 
 /* Does @path name the node of @disk ("/dev/ublkb0") or of a partition of it, gone or not? Pure. */
 bool names_device(const char *path, const char *disk);

@@ -29,7 +29,8 @@ const struct command cmd_attach = {
 	.help = "attach [OPTION]... IMAGE\n"
 		"Prints the device's path when it is ready to use.\n\n"
 		"  --read-only              no writes; the image file is not changed at all\n"
-		"  --engine=auto|server     who serves requests (auto: the best this machine has)\n"
+		"  --engine=auto|kernel|server\n"
+		"                           who serves requests (auto: the best this machine has)\n"
 		"  --queues=N               queues with a thread each (default: CPUs, at most 4)\n"
 		"  --depth=N                requests in flight per queue (default 64)\n"
 		"  --cache-size=SIZE        mapping table (default 1M, about 8 GiB of 64 KiB clusters)\n"
@@ -74,7 +75,7 @@ static const struct option long_options[] = {
 	{ NULL, 0, NULL, 0 },
 };
 
-enum engine { ENGINE_AUTO, ENGINE_SERVER, ENGINE_KERNEL, ENGINE_URING };
+enum { ENGINE_URING = ENGINE_SERVER + 1 };
 static const struct choice engines[] = {
 	{ "auto", ENGINE_AUTO },
 	{ "kernel", ENGINE_KERNEL },
@@ -99,14 +100,19 @@ struct attach {
 	const char *why;
 };
 
-static int choose(const char *option, const struct choice *choices, int *value)
+static int choose_from(const char *option, const char *text, const struct choice *choices, int *value)
 {
 	char list[100];
 
-	if (parse_choice(optarg, choices, value))
+	if (parse_choice(text, choices, value))
 		return 0;
-	return usage_error(&cmd_attach, "%s=%s: must be %s", option, optarg,
+	return usage_error(&cmd_attach, "%s=%s: must be %s", option, text,
 			   choice_list(choices, list, sizeof(list)));
+}
+
+static int choose(const char *option, const struct choice *choices, int *value)
+{
+	return choose_from(option, optarg, choices, value);
 }
 
 static int number(const char *option, uint64_t max, unsigned *value)
@@ -128,23 +134,22 @@ static int cache_size(struct attach *a)
 	return usage_error(&cmd_attach, "--cache-size=%s: must be a size from 64K to 1T", optarg);
 }
 
-static int engine(struct attach *a)
-{
-	int value = ENGINE_AUTO;
-
-	if (choose("--engine", engines, &value))
-		return EXIT_USAGE;
-	if (value == ENGINE_KERNEL || value == ENGINE_URING) {
-		a->refused = value == ENGINE_KERNEL ? "--engine=kernel" : "--engine=uring";
-		a->why = "this version has the engine `server` only";
-	}
-	return 0;
-}
-
 static int refuse(struct attach *a, const char *option, const char *why)
 {
 	a->refused = option;
 	a->why = why;
+	return 0;
+}
+
+static int engine(struct attach *a, const char *option, const char *text)
+{
+	int value = ENGINE_AUTO;
+
+	if (text && choose_from(option, text, engines, &value))
+		return EXIT_USAGE;
+	if (value == ENGINE_URING)
+		return refuse(a, "engine uring", "this version has `kernel` and `server`");
+	a->opt.engine = (enum server_engine)value;
 	return 0;
 }
 
@@ -158,7 +163,7 @@ static int take_option(struct attach *a, int opt)
 		a->opt.read_only = true;
 		break;
 	case OPT_ENGINE:
-		return engine(a);
+		return engine(a, "--engine", optarg);
 	case OPT_QUEUES:
 		return number("--queues", MAX_QUEUES, &a->opt.queues);
 	case OPT_DEPTH:
@@ -217,7 +222,7 @@ static int attach(struct attach *a, const char *image)
 	char device[64];
 	int ret;
 
-	driver_load();
+	driver_load(a->opt.engine != ENGINE_SERVER);
 	if (a->foreground) {
 		ret = device_process_foreground(&a->opt, &err);
 	} else {
@@ -231,9 +236,11 @@ static int attach(struct attach *a, const char *image)
 static int run_attach(int argc, char **argv)
 {
 	struct attach a = { .opt = { .lock = true, .block_size = 512 } };
-	int ret = parse(&a, argc, argv);
+	int ret = engine(&a, "UBLK_QCOW2_ENGINE", getenv("UBLK_QCOW2_ENGINE"));
 	char name[512], *path;
 
+	if (!ret)
+		ret = parse(&a, argc, argv);
 	if (ret >= 0)
 		return ret;
 	shown(name, sizeof(name), argv[optind]);

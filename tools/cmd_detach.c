@@ -179,7 +179,7 @@ static int detach(const struct found *f)
 {
 	char users[400];
 
-	if (device_busy_wait(f->state.id, users, sizeof(users)) == BUSY_YES)
+	if (device_busy_wait(f->state.device, users, sizeof(users)) == BUSY_YES)
 		return report("%s: is in use: %s", f->state.device, users);
 	return f->live ? detach_live(&f->state) : detach_dead(&f->state);
 }

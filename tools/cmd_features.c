@@ -3,6 +3,7 @@
  * better one. */
 #include "command.h"
 #include "daemon/ctrl.h"
+#include "daemon/kernel_engine.h"
 #include "driver.h"
 #include "options.h"
 #include "output.h"
@@ -65,24 +66,35 @@ struct features {
 	char zero_copy_why[64];
 };
 
+/* Everything but the image: load the program as for a device, only that no number is behind it. */
+static void look_at_kernel(struct features *f, bool ublk)
+{
+	struct engine_state *e = &f->engine[0];
+	struct qcow2_error err = { "" };
+
+	*e = (struct engine_state){ .name = "kernel" };
+	e->available = ublk && !kernel_engine_probe(&err);
+	if (!e->available)
+		snprintf(e->why, sizeof(e->why), "%s", ublk ? err.text : "no ublk");
+}
+
 static void gather(struct features *f)
 {
 	struct qcow2_error err = { "" };
 	int ret;
 
 	uname(&f->uts);
-	driver_load();
+	driver_load(true);
 	ret = ublk_features(&f->bits, &err);
 	f->control = access("/dev/ublk-control", F_OK) == 0;
-	f->engine[0] = (struct engine_state){ .name = "kernel",
-					      .why = "this version of ublk-qcow2 does not have it yet" };
+	look_at_kernel(f, !ret);
 	f->engine[1] = (struct engine_state){ .name = "uring",
 					      .why = "this version of ublk-qcow2 does not have it yet" };
 	f->engine[2] = (struct engine_state){ .name = "server", .available = !ret };
 	if (ret)
 		snprintf(f->engine[2].why, sizeof(f->engine[2].why), "%s", err.text);
 	else
-		f->chosen = f->engine[2].name;
+		f->chosen = f->engine[f->engine[0].available ? 0 : 2].name;
 	f->zero_copy = !ret && (f->bits & ZERO_COPY) == ZERO_COPY;
 	if (!f->zero_copy)
 		snprintf(f->zero_copy_why, sizeof(f->zero_copy_why), "%s",

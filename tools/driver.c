@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* driver.c - what mount does for file systems: the module comes when it is needed. */
 #include "driver.h"
+#include "kernel/ublk_bpf.h"
 #include <fcntl.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-static int run_modprobe(const char *program, pid_t *pid)
+static int run_modprobe(const char *program, const char *module, pid_t *pid)
 {
-	char *const argv[] = { "modprobe", "-q", "ublk_drv", NULL };
+	char *const argv[] = { "modprobe", "-q", (char *)module, NULL };
 	char *const envp[] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL };
 	posix_spawn_file_actions_t quiet;
 	int ret;
@@ -22,13 +23,20 @@ static int run_modprobe(const char *program, pid_t *pid)
 	return ret;
 }
 
-void driver_load(void)
+static void load(const char *module, const char *control)
 {
 	pid_t pid;
 
-	if (access("/dev/ublk-control", F_OK) == 0 || geteuid() != 0)
+	if (access(control, F_OK) == 0 || geteuid() != 0)
 		return;
-	if (run_modprobe("/usr/sbin/modprobe", &pid) && run_modprobe("/sbin/modprobe", &pid))
+	if (run_modprobe("/usr/sbin/modprobe", module, &pid) && run_modprobe("/sbin/modprobe", module, &pid))
 		return;
 	waitpid(pid, NULL, 0);
+}
+
+void driver_load(bool kernel)
+{
+	load("ublk_drv", "/dev/ublk-control");
+	if (kernel)
+		load("ublk_bpf", UBLK_BPF_CONTROL);
 }

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* driver.h - the kernel's ublk driver. */
+/* driver.h - the kernel modules. */
 #ifndef TOOLS_DRIVER_H
 #define TOOLS_DRIVER_H
 
-/* Have ublk_drv loaded if it is a module that is not. Says nothing: whoever opens /dev/ublk-control will. */
-void driver_load(void);
+#include <stdbool.h>
+
+/* Have ublk_drv, and for engine @kernel ublk_bpf, loaded if it is a module that is not. Says nothing: whoever
+ * opens the control device will. */
+void driver_load(bool kernel);
 
 #endif

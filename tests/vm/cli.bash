@@ -45,7 +45,7 @@ attach() {
 	expect 0 ublk-qcow2 attach "$@"
 	silent
 	dev=$(cat "$work/out")
-	[[ $dev =~ ^/dev/ublkb[0-9]+$ ]] || fail "attach printed \"$dev\""
+	[[ $dev =~ ^/dev/ublkb(pf)?[0-9]+$ ]] || fail "attach printed \"$dev\""
 	[ -b "$dev" ] || fail "$dev is no block device"
 }
 

@@ -1,0 +1,295 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Engine kernel: real use, that hits wake nobody, death and recovery of the processes, what may be seen of the lower device,
+# and coherence, with a module that sleeps between a hit's lookup and its I/O; there the same test must find wrong
+# reads when withdrawals do not drain.
+# kernels: stable backports
+# timeout: 1800
+# group: vm long
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/cli.bash"
+
+build=$(readlink -f "$(dirname "$0")/../../build")
+coherence=$build/tests/vm/coherence
+scale=1
+[ "${TEST_SCALE:-}" != long ] || scale=50
+size=48M # 24 slices of 4 KiB clusters; the table holds 12
+delay=/sys/module/ublk_bpf/parameters/test_delay_us
+
+sound() {
+	clean "$1"
+	expect 0 ublk-qcow2 check "$1"
+	prints "No errors were found on the image."
+}
+
+kattach() {
+	attach --engine=kernel "$@"
+	[[ $dev = /dev/ublkbpf* ]] || fail "$dev is not the module's"
+	lower=/dev/ublkb${dev#/dev/ublkbpf}
+}
+
+stat_of() { ublk-qcow2 stats --json "$dev" | jq ".$1"; }
+
+put() { # OFFSET-KIB BYTE: 4 KiB, not flushed
+	head -c 4096 /dev/zero | tr '\0' "$2" | dd of="$dev" bs=4k seek=$(($1 / 4)) oflag=direct conv=notrunc status=none ||
+		fail "write to $dev"
+}
+has() { # OFFSET-KIB BYTE
+	[ "$(timeout 20 dd if="$dev" bs=4k skip=$(($1 / 4)) count=1 iflag=direct status=none | tr -d "$2" | wc -c)" = 0 ] ||
+		fail "$dev at $1 KiB: not $2"
+}
+
+case_features() {
+	expect 0 ublk-qcow2 features --json
+	json '.auto == "kernel" and (.engines[] | select(.name == "kernel") | .available)'
+	image a.qcow2 64M
+	attach --engine=auto a.qcow2
+	expect 0 ublk-qcow2 list --json
+	json '.[0].engine == "kernel" and (.[0].device | startswith("/dev/ublkbpf"))'
+	expect 1 rmmod ublk_bpf
+	detach --all
+	expect 0 rmmod ublk_bpf
+}
+
+case_use() {
+	image a.qcow2 512M
+	kattach a.qcow2
+	mkfs.ext4 -q "$dev"
+	mkdir mnt
+	mount "$dev" mnt
+	expect 1 ublk-qcow2 detach "$dev"
+	says "mounted on"
+	cp -a /usr/lib/python3*/[a-e]* mnt/
+	(cd mnt && find . -type f -exec sha256sum {} +) >sums
+	umount mnt
+	fio --output=fio.log --name=v --filename="$dev" --offset=400M --size=24M --direct=1 --ioengine=libaio --rw=randwrite --bs=4k-64k \
+		--iodepth=32 --numjobs=2 --offset_increment=32M --io_size=16M --verify=crc32c --end_fsync=1 || fail "fio: $(tail -n 20 fio.log)"
+	(($(stat_of kernel_hits) > 500)) || fail "few hits: $(ublk-qcow2 stats "$dev")"
+	ublk-qcow2 stats "$dev"
+	expect 0 ublk-qcow2 stats "$lower"
+	detach "$lower"
+	nothing_left
+	sound a.qcow2
+	kattach --read-only a.qcow2
+	mount -o ro,noload "$dev" mnt
+	(cd mnt && sha256sum --quiet -c ../sums) || fail "files differ"
+	umount mnt
+	expect 1 dd if=/dev/zero of="$dev" bs=4k count=1 oflag=direct
+	detach a.qcow2
+	sound a.qcow2
+}
+
+# What the worker used up: clock ticks, and how often it slept or was interrupted, all threads.
+usage_of() {
+	awk '{ print "ticks", $14 + $15 }' "/proc/$1/stat"
+	cat /proc/"$1"/task/*/status | awk '/ctxt_switches/ { n += $2 } END { print "switches", n }'
+}
+
+case_nobody_wakes() {
+	local pid hits before
+	image a.qcow2 64M
+	kattach a.qcow2
+	pid=$(member pid)
+	dd if=/dev/urandom of="$dev" bs=1M count=32 oflag=direct conv=fsync status=none
+	run() {
+		fio --output=fio.log --name=mapped --filename="$dev" --size=32M --direct=1 --ioengine=libaio --rw=randrw --bs=4k-16k --iodepth=16 \
+			--number_ios=2000 --randseed=1 || fail "fio: $(tail -n 20 fio.log)"
+	}
+	run
+	udevadm settle
+	sleep 7 # the periodic commit is over
+	exec 9<>"$dev"
+	hits=$(stat_of kernel_hits)
+	sleep 1 # the answer is out of the door
+	before=$(usage_of "$pid")
+	run
+	[ "$(usage_of "$pid")" = "$before" ] || fail "the worker worked: $before; $(usage_of "$pid")"
+	exec 9>&-
+	(($(stat_of kernel_hits) - hits >= 2000)) || fail "not all were hits"
+	detach "$dev"
+	sound a.qcow2
+}
+
+# Nobody serves the lower device: hits go on, misses wait.
+case_killed_worker() {
+	local supervisor waiting
+	image a.qcow2 64M
+	kattach a.qcow2
+	put 0 a
+	put 1000 b
+	supervisor=$(member supervisor_pid)
+	kill -STOP "$supervisor"
+	kill -9 "$(member pid)"
+	sleep 1
+	has 0 a
+	put 0 c
+	has 0 c
+	has 1000 b
+	(put 20000 d) & waiting=$!
+	sleep 1
+	kill -0 $waiting || fail "a miss was answered by nobody"
+	kill -CONT "$supervisor"
+	wait $waiting || fail "a miss failed"
+	until_true is_state live
+	has 0 c
+	has 1000 b
+	has 20000 d
+	[ "$(member device)" = "$dev" ] || fail "another device"
+	(($(stat_of daemon_restarts) == 1)) || fail "not restarted"
+	has 0 c
+	expect 0 ublk-qcow2 restart "$dev"
+	has 20000 d
+	detach "$dev"
+	nothing_left
+	sound a.qcow2
+}
+
+# Both processes die: the image stays locked as long as hits may write to it.
+case_both_killed() {
+	image a.qcow2 64M
+	kattach a.qcow2
+	put 0 a
+	put 1000 b
+	kill_both
+	sleep 3
+	has 0 a
+	put 0 c
+	expect 1 qemu-io -c 'write 0 64k' a.qcow2
+	expect 0 ublk-qcow2 recover "$dev"
+	silent
+	has 0 c
+	has 1000 b
+	put 2000 d
+	expect 1 qemu-io -c 'write 0 64k' a.qcow2
+	kill_both
+	detach a.qcow2
+	nothing_left
+	sound a.qcow2
+	[ "$(qemu-io -r -c 'read -P 99 0 4k' -c 'read -P 98 1000k 4k' -c 'read -P 100 2000k 4k' a.qcow2 | grep -c '^read 4096')" = 3 ] ||
+		fail "data is not in the image"
+}
+
+# Killed under load, again and again.
+case_killed_under_load() {
+	image a.qcow2 256M
+	kattach --cache-size=64K a.qcow2
+	fio --output=fio.log --name=v --filename="$dev" --size=128M --direct=1 --ioengine=libaio --rw=randwrite --bs=4k-32k --iodepth=32 \
+		--io_size=48M --verify=crc32c --verify_fatal=1 & local fio=$!
+	for _ in {1..5}; do
+		sleep 1
+		kill -9 "$(member pid)" 2>/dev/null || true
+		until_true is_state live
+	done
+	wait $fio || fail "fio: $(tail -n 20 fio.log)"
+	detach "$dev"
+	sound a.qcow2
+}
+
+property() { udevadm info --query=property --property="$2" --value "$1"; }
+
+# What is in the image is found once: on the upper device.
+case_lower_is_invisible() {
+	image a.qcow2 512M
+	kattach a.qcow2
+	printf 'label: gpt\nsize=64M\nsize=300M\n' | sfdisk -q "$dev" || fail "sfdisk"
+	udevadm settle
+	until_true test -b "${dev}p2"
+	mkfs.btrfs -q -L found-once "${dev}p2" >out
+	detach "$dev"
+	kattach a.qcow2
+	until_true test -b "${dev}p2"
+	udevadm settle
+	[ ! -e "${lower}p1" ] || fail "partitions of the lower device"
+	[ "$(readlink -f /dev/disk/by-label/found-once)" = "${dev}p2" ] || fail "by-label: $(readlink -f /dev/disk/by-label/found-once)"
+	[ -z "$(property "$lower" ID_PART_TABLE_TYPE)" ] || fail "udev read the lower device"
+	[ "$(property "$dev" ID_PART_TABLE_TYPE)" = gpt ] || fail "udev did not read the upper device"
+	expect 1 mkfs.ext4 -q "$lower"
+	says "in use"
+	detach "$dev"
+	image pv.qcow2 128M
+	kattach pv.qcow2
+	pvcreate -q "$dev" >out 2>err || fail "pvcreate"
+	detach "$dev"
+	kattach pv.qcow2
+	udevadm settle
+	pvs -o pv_name 2>&1 | cat
+	[ -z "$(property "$lower" ID_FS_TYPE)" ] || fail "udev read the lower device"
+	[ "$(property "$dev" ID_FS_TYPE)" = LVM2_member ] || fail "udev did not read the upper device"
+	detach "$dev"
+	sound pv.qcow2
+}
+
+case_refused() {
+	truncate -s 64M host.raw
+	loop=$(losetup -f --show -b 4096 --direct-io=on host.raw)
+	mkfs.ext4 -q -b 4096 "$loop"
+	mkdir host
+	mount "$loop" host
+	image -o cluster_size=512 host/a.qcow2 1M
+	expect 1 ublk-qcow2 attach --engine=kernel host/a.qcow2
+	one_error
+	says "host/a.qcow2: --engine=kernel: needs direct I/O"
+	nothing_left
+	attach --engine=auto host/a.qcow2
+	[[ $dev = /dev/ublkb[0-9]* ]] || fail "$dev"
+	detach "$dev"
+	umount host
+	losetup -d "$loop"
+}
+
+# judge STATUS ARG...: the verdict goes to the log.
+judge() {
+	local want=$1 got=0
+	shift
+	timeout $((400 * scale)) "$coherence" "$@" >"$work/out" 2>"$work/err" || got=$?
+	echo "$SECONDS s: ${*:2}: $(cat "$work/out")"
+	[ $got = "$want" ] || fail "coherence $* exited with $got, not $want"
+}
+
+# coherent DELAY-US CLUSTER JUDGE-OPTION...
+coherent() {
+	local hits=300
+	image -o cluster_size="$2" image.qcow2 "$size"
+	kattach --queues=2 --cache-size=64K image.qcow2
+	echo "$1" >$delay
+	judge 0 "$dev" --cluster="$(numfmt --from=iec "$2")" "${@:3}"
+	echo 0 >$delay
+	json '.wrong == 0'
+	[ "$1" = 0 ] || hits=10
+	expect 0 ublk-qcow2 stats --json "$dev"
+	cat out
+	json ".kernel_hits > $hits and .misses > 50 and .slices <= 12"
+	dd if="$dev" of=last.raw bs=1M iflag=direct status=none
+	detach "$dev"
+	expect 0 qemu-img compare -f raw -F qcow2 last.raw image.qcow2
+	sound image.qcow2
+	rm -f last.raw image.qcow2
+}
+
+case_coherence() {
+	coherent 0 4k --ios=$((6000 * scale)) --seed=11
+	coherent 0 64k --ios=$((3000 * scale)) --seed=12
+	coherent 5000 4k --ios=1500 --seed=13
+	size=12M coherent 500000 4k --ios=0 --events=4 --seed=7
+}
+
+case_coherence_without_drain() {
+	mkdir -p "$base/bin"
+	ln -sf "$build/tools/ublk-qcow2-guarded" "$base/bin/ublk-qcow2"
+	PATH=$base/bin:$PATH
+	export UBLK_QCOW2_TEST_SKIP_DRAIN=1
+	image -o cluster_size=4k image.qcow2 12M
+	kattach --queues=2 --cache-size=64K image.qcow2
+	echo 1500000 >$delay
+	judge 1 "$dev" --cluster=4096 --ios=0 --events=20 --until-wrong --seed=7
+	echo 0 >$delay
+	json '.wrong > 0'
+	head -n 3 "$work/err"
+	expect 0 ublk-qcow2 detach "$dev"
+	PATH=${PATH#"$base/bin:"}
+	unset UBLK_QCOW2_TEST_SKIP_DRAIN
+}
+
+modprobe ublk_drv
+modprobe ublk_bpf
+run_cases "$@"
