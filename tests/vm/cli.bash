@@ -74,7 +74,7 @@ forget_backing_format() {
 }
 
 # Devices, run directories and processes there are.
-everything() { ls -d /dev/ublkb* /dev/ublkc* /sys/class/ublk-char/* /run/ublk-qcow2/* 2>/dev/null; pgrep -x ublk-qcow2; }
+everything() { ls -d /dev/ublkb* /dev/ublkc* /sys/class/ublk-char/* /run/ublk-qcow2/* /sys/fs/bpf/ublk-qcow2/* 2>/dev/null; pgrep -x ublk-qcow2; }
 
 nothing_left() {
 	local left
