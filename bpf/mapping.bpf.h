@@ -69,6 +69,7 @@ static __always_inline bool mapping_lookup(__u64 offset, __u32 len, bool write, 
 	      got = size - skip;
 	struct fastmap_slot *s = mapping_slot(cluster / FASTMAP_SLICE_CLUSTERS);
 	__u32 i = cluster % FASTMAP_SLICE_CLUSTERS;
+	int n;
 
 	if (!s)
 		return false;
@@ -82,13 +83,21 @@ static __always_inline bool mapping_lookup(__u64 offset, __u32 len, bool write, 
 	hit->file = (word & FASTMAP_FILE) >> FASTMAP_FILE_SHIFT;
 	hit->len = len;
 	step = hit->zero ? 0 : size;
-	for (__u32 n = 1; n <= FASTMAP_SLICE_CLUSTERS && got < len; n++, got += size) {
+	if (got >= len)
+		goto out;
+	/* an iterator: 6.12's verifier looks at each turn of a plain loop, until it has seen a million */
+	bpf_for(n, 1, FASTMAP_SLICE_CLUSTERS + 1)
+	{
 		word += step;
 		if ((mapping_word(s, i + n) & mask) != word) { /* also behind the slice's end */
 			hit->len = got;
 			break;
 		}
+		got += size;
+		if (got >= len)
+			break;
 	}
+out:
 	return mapping_load(&s->slice_plus_1) == cluster / FASTMAP_SLICE_CLUSTERS + 1;
 }
 

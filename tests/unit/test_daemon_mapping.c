@@ -19,6 +19,7 @@ static struct fastmap_slot table[MAPPING_WAYS] __attribute__((aligned(64)));
 #define SEC(name)
 #define __uint(name, value) int(*name)[value]
 #define __type(name, value) value *name
+#define bpf_for(i, start, end) for ((i) = (start); (i) < (int)(end); (i)++)
 #define barrier_var(var) __asm__ volatile("" : "+r"(var))
 #undef __always_inline
 #define __always_inline inline
