@@ -457,13 +457,10 @@ static int open_image(struct server *s, const struct server_options *opt, unsign
 	return meta_start(&s->meta, opt, s->map, err);
 }
 
-/* Engine kernel is not to be had: the end if it was asked for, else there is the other one. */
 static int without_kernel(const struct server_options *opt, int ret, const struct qcow2_error *why,
 			  struct qcow2_error *err)
 {
-	if (opt->engine == ENGINE_KERNEL)
-		return qcow2_fail(err, ret, "%s: --engine=kernel: %s", opt->image, why->text);
-	return 0;
+	return qcow2_fail(err, ret, "%s: --engine=kernel: %s", opt->image, why->text);
 }
 
 /* Before the image is open: the table's memory. */
@@ -472,7 +469,7 @@ static int prepare_kernel(struct server *s, const struct server_options *opt, st
 	struct qcow2_error why = { "" };
 	int ret;
 
-	if (opt->engine == ENGINE_SERVER)
+	if (opt->engine != ENGINE_KERNEL) /* auto, too, for now */
 		return 0;
 	ret = kernel_engine_new(&s->kernel, cache_size(opt), &why);
 	return ret ? without_kernel(opt, ret, &why, err) : 0;

@@ -30,7 +30,7 @@ const struct command cmd_attach = {
 		"Prints the device's path when it is ready to use.\n\n"
 		"  --read-only              no writes; the image file is not changed at all\n"
 		"  --engine=auto|kernel|server\n"
-		"                           who serves requests (auto: the best this machine has)\n"
+		"                           who serves requests (auto: server, for now)\n"
 		"  --queues=N               queues with a thread each (default: CPUs, at most 4)\n"
 		"  --depth=N                requests in flight per queue (default 64)\n"
 		"  --cache-size=SIZE        mapping table (default 1M, about 8 GiB of 64 KiB clusters)\n"
@@ -222,7 +222,7 @@ static int attach(struct attach *a, const char *image)
 	char device[64];
 	int ret;
 
-	driver_load(a->opt.engine != ENGINE_SERVER);
+	driver_load(a->opt.engine == ENGINE_KERNEL);
 	if (a->foreground) {
 		ret = device_process_foreground(&a->opt, &err);
 	} else {

@@ -53,7 +53,7 @@ static const char *const bit_names[] = {
 struct engine_state {
 	const char *name;
 	bool available;
-	char why[600]; /* why not */
+	char why[600]; /* why not, or not by auto */
 };
 
 struct features {
@@ -74,8 +74,10 @@ static void look_at_kernel(struct features *f, bool ublk)
 
 	*e = (struct engine_state){ .name = "kernel" };
 	e->available = ublk && !kernel_engine_probe(&err);
-	if (!e->available)
-		snprintf(e->why, sizeof(e->why), "%s", ublk ? err.text : "no ublk");
+	snprintf(e->why, sizeof(e->why), "%s",
+		 e->available ? "works, not taken by auto until its coherence is proven over millions of requests"
+		 : ublk	      ? err.text
+			      : "no ublk");
 }
 
 static void gather(struct features *f)
@@ -94,7 +96,7 @@ static void gather(struct features *f)
 	if (ret)
 		snprintf(f->engine[2].why, sizeof(f->engine[2].why), "%s", err.text);
 	else
-		f->chosen = f->engine[f->engine[0].available ? 0 : 2].name;
+		f->chosen = f->engine[2].name;
 	f->zero_copy = !ret && (f->bits & ZERO_COPY) == ZERO_COPY;
 	if (!f->zero_copy)
 		snprintf(f->zero_copy_why, sizeof(f->zero_copy_why), "%s",
@@ -126,7 +128,7 @@ static int lists_json(sd_json_variant **v, const struct features *f)
 		ret = sd_json_variant_append_arraybo(
 			&engines, SD_JSON_BUILD_PAIR_STRING("name", f->engine[i].name),
 			SD_JSON_BUILD_PAIR_BOOLEAN("available", f->engine[i].available),
-			SD_JSON_BUILD_PAIR_CONDITION(!f->engine[i].available, "why_not",
+			SD_JSON_BUILD_PAIR_CONDITION(f->engine[i].why[0] != 0, "why_not",
 						     SD_JSON_BUILD_STRING(f->engine[i].why)));
 	if (ret >= 0)
 		ret = sd_json_variant_set_field(v, "features", bits);
@@ -170,8 +172,9 @@ static int print_features_text(const struct features *f)
 	printf("%-13s %s%s%s%s\n", "zero copy:", f->zero_copy ? "yes" : "no", f->zero_copy ? "" : " (",
 	       f->zero_copy_why, f->zero_copy ? "" : ")");
 	for (i = 0; i < 3; i++)
-		printf("%-13s %-7s %s%s\n", i ? "" : "engines:", f->engine[i].name,
-		       f->engine[i].available ? "available" : "no: ", f->engine[i].why);
+		printf("%-13s %-7s %s%s%s\n", i ? "" : "engines:", f->engine[i].name,
+		       f->engine[i].available ? "available" : "no", f->engine[i].why[0] ? ": " : "",
+		       f->engine[i].why);
 	printf("%-13s %s\n", "auto takes:", f->chosen ? f->chosen : "none: images cannot be attached here");
 	return EXIT_DONE;
 }

@@ -20,11 +20,13 @@ case_features() {
 	expect 0 ublk-qcow2 features
 	silent
 	prints "$(uname -r)"
-	prints "auto takes:   kernel"
+	prints "kernel  available: works, not taken by auto until"
+	prints "auto takes:   server"
 	expect 0 ublk-qcow2 features --json
-	json '.ublk_control and .auto == "kernel" and (.features | index("CMD_IOCTL_ENCODE"))'
+	json '.ublk_control and .auto == "server" and (.features | index("CMD_IOCTL_ENCODE"))'
 	json '[.engines[] | .name] == ["kernel", "uring", "server"]'
-	json '.engines[] | select(.name == "kernel") | .available'
+	json '.engines[] | select(.name == "kernel") | .available and (.why_not | startswith("works, not taken by auto"))'
+	json '.engines[] | select(.name == "server") | .available and (has("why_not") | not)'
 	json '.engines[] | select(.name == "uring") | .available == false and (.why_not | length > 0)'
 	json '.zero_copy == ((.features | index("AUTO_BUF_REG")) != null)'
 }
@@ -315,7 +317,7 @@ case_options() {
 	[ "$(cat "/sys/block/${dev#/dev/}/queue/discard_max_bytes")" = 0 ] || fail "discard"
 	[ ! -e "/sys/block/${dev#/dev/}/mq/1" ] || fail "queues"
 	expect 0 ublk-qcow2 list --json
-	json '.[0].queues == 1 and .[0].depth == 8'
+	json '.[0].queues == 1 and .[0].depth == 8 and .[0].engine == "server"'
 	write_pattern "$dev" 1 z
 	detach "$dev"
 	clean a.qcow2

@@ -41,9 +41,12 @@ has() { # OFFSET-KIB BYTE
 
 case_features() {
 	expect 0 ublk-qcow2 features --json
-	json '.auto == "kernel" and (.engines[] | select(.name == "kernel") | .available)'
+	json '.auto == "server" and (.engines[] | select(.name == "kernel") | .available)'
 	image a.qcow2 64M
 	attach --engine=auto a.qcow2
+	[[ $dev = /dev/ublkb[0-9]* ]] || fail "auto: $dev"
+	detach "$dev"
+	UBLK_QCOW2_ENGINE=kernel attach a.qcow2
 	expect 0 ublk-qcow2 list --json
 	json '.[0].engine == "kernel" and (.[0].device | startswith("/dev/ublkbpf"))'
 	expect 1 rmmod ublk_bpf
@@ -232,9 +235,6 @@ case_refused() {
 	one_error
 	says "host/a.qcow2: --engine=kernel: needs direct I/O"
 	nothing_left
-	attach --engine=auto host/a.qcow2
-	[[ $dev = /dev/ublkb[0-9]* ]] || fail "$dev"
-	detach "$dev"
 	umount host
 	losetup -d "$loop"
 }
