@@ -294,4 +294,6 @@ case_coherence_without_drain() {
 
 modprobe ublk_drv
 modprobe ublk_bpf
+# The proof of coherence takes minutes: ./test long.
+[ $# -gt 0 ] || [ "${TEST_SCALE:-}" = long ] || set -- features use nobody_wakes killed_worker both_killed
 run_cases "$@"
