@@ -23,7 +23,7 @@ struct fastmap;
  * count themselves.
  */
 struct fastmap_peer {
-	struct fastmap_slot *slot; /* zeroes, fastmap_sets() * MAPPING_WAYS of them; stays the owner's */
+	struct fastmap_slot *slot; /* zeroes, fastmap_sets() * MAPPING_WAYS of them, in memory; the owner's */
 	/*
 	 * Metadata thread; words of the slices [first, end) have just become 0. 0: no I/O that may have used
 	 * one of them is in flight. -EWOULDBLOCK: fastmap_peer_drained() with @ticket follows. Tickets grow.

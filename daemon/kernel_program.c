@@ -33,6 +33,7 @@ static size_t table_bytes(unsigned sets)
 	return (size_t)sets * MAPPING_WAYS * sizeof(struct fastmap_slot);
 }
 
+/* Such an array never leaves memory, and mmap maps all its pages at once: nothing to fill or to lock. */
 int kernel_table_new(unsigned sets, struct fastmap_slot **slot)
 {
 	LIBBPF_OPTS(bpf_map_create_opts, opts, .map_flags = BPF_F_MMAPABLE);
