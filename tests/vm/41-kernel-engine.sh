@@ -284,10 +284,10 @@ case_coherence_without_drain() {
 	ln -sf "$build/tools/ublk-qcow2-guarded" "$base/bin/ublk-qcow2"
 	PATH=$base/bin:$PATH
 	export UBLK_QCOW2_TEST_SKIP_DRAIN=1
-	image -o cluster_size=4k image.qcow2 2M
+	image -o cluster_size=4k image.qcow2 1M
 	kattach --queues=2 --cache-size=64K image.qcow2
 	echo 1500000 >$delay
-	judge 1 "$dev" --cluster=4096 --ios=0 --events=14 --groups=2 --group-blocks=8 --hot=1 --until-wrong --seed=7
+	judge 1 "$dev" --cluster=4096 --ios=0 --events=7 --groups=2 --group-blocks=8 --hot=1 --until-wrong --seed=7
 	echo 0 >$delay
 	json '.wrong > 0'
 	head -n 3 "$work/err"
