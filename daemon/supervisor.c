@@ -716,8 +716,10 @@ static int prepare(struct supervisor *s, struct qcow2_error *err)
 		ret = catch_signals(s);
 	if (ret)
 		return qcow2_fail(err, ret, "supervisor: %s", strerror(-ret));
-	memory_protect(s->state.image);
-	return s->so->recover ? take_over(s, err) : find_journal(s, err);
+	ret = s->so->recover ? take_over(s, err) : find_journal(s, err);
+	if (!ret)
+		memory_protect(s->state.image); /* now: who may not attach gets one line */
+	return ret;
 }
 
 int supervisor_run(const struct supervisor_options *so, struct qcow2_error *err)
