@@ -185,7 +185,7 @@ gone() { ! everything >"$work/left"; }
 case_in_use() {
 	image e.qcow2 256M
 	attach e.qcow2
-	load --runtime=4 --rw=randwrite --verify=crc32c --verify_fatal=1 --norandommap=0 --time_based=0 --size=24M
+	load --runtime=4 --rw=randwrite --verify=crc32c --verify_fatal=1 --norandommap=0 --time_based=0 --size=96M
 	for _ in {1..100}; do
 		[ "$(awk '{print $5}' "/sys/block/${dev#/dev/}/stat")" -lt 20 ] || break
 		sleep 0.1
