@@ -279,8 +279,11 @@ void *arena_get(struct arena *a, size_t size)
 	pthread_mutex_lock(&a->lock);
 	b = take(a, order);
 	a->gets++;
-	if (!b)
+	if (!b) {
 		a->starved = true;
+		if (a->target <= a->ready)
+			a->target = a->ready + ARENA_LARGEST; /* enough may be free, but not in one piece */
+	}
 	if (is_wanted(a))
 		pthread_cond_signal(&a->wanted);
 	pthread_mutex_unlock(&a->lock);

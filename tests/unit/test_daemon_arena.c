@@ -115,6 +115,25 @@ static void grows_and_shrinks(void **state)
 	sem_destroy(&more);
 }
 
+/* Half is free, but in small pieces, and whoever has the others keeps them: it grows for a large one. */
+static void grows_for_a_large_one(void **state)
+{
+	struct arena *a;
+	void *p[8];
+	sem_t more;
+
+	sem_init(&more, 0, 0);
+	assert_int_equal(arena_new(&a, 4096, ARENA_LARGEST, MAX, told, &more), 0);
+	for (unsigned i = 0; i < 8; i++)
+		assert_non_null(p[i] = arena_get(a, ARENA_LARGEST / 8));
+	for (unsigned i = 0; i < 8; i += 2)
+		arena_put(a, p[i]);
+	usleep(1500000); /* what it grew by while all was in use is gone */
+	assert_non_null(get_soon(a, &more));
+	arena_delete(a);
+	sem_destroy(&more);
+}
+
 /* ---- the library on what is always there ---- */
 
 #define CLUSTERS 512u
@@ -227,6 +246,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(nobody_shares),
 		cmocka_unit_test(grows_and_shrinks),
+		cmocka_unit_test(grows_for_a_large_one),
 		cmocka_unit_test(reserve_is_enough),
 	};
 
