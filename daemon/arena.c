@@ -95,8 +95,10 @@ static struct block *take(struct arena *a, unsigned order)
 		return NULL;
 	b = LIST_FIRST(&a->list[from]);
 	LIST_REMOVE(b, link);
-	while (from > order)
-		add_free(a, buddy_of(a, b, --from), from);
+	while (from > order) {
+		from--;
+		add_free(a, buddy_of(a, b, from), from);
+	}
 	*tag_of(a, b) = (unsigned char)(order + 1);
 	a->free -= a->smallest << order;
 	return b;
