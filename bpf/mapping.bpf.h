@@ -9,18 +9,29 @@
 
 #include "mapping.h"
 
-/* The daemon's; made by it, of the size that --cache-size gives. */
+/* Both are made by the daemon, of the size that --cache-size gives. */
+
+/*
+ * Slice number -> slot number. A hint, as an element that is deleted is used again at once, and whoever has
+ * just found it then reads another slice's number: the slot's own header decides.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, __u32);
+} slices SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, MAPPING_WAYS);
+	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct fastmap_slot);
 } slots SEC(".maps");
 
 /* Set before the load. */
 const volatile __u32 mapping_cluster_bits = 16;
-const volatile __u32 mapping_sets = 1;
 
 struct mapping_hit {
 	__u64 host; /* byte offset in the file; undefined for zero */
@@ -43,19 +54,18 @@ static __always_inline __u64 mapping_word(const struct fastmap_slot *s, __u32 i)
 
 static __always_inline struct fastmap_slot *mapping_slot(__u64 slice)
 {
-	__u32 n = mapping_set(slice, mapping_sets);
+	__u32 *at = bpf_map_lookup_elem(&slices, &slice), n;
+	struct fastmap_slot *s;
 
-	for (int way = 0; way < MAPPING_WAYS; way++, n++) {
-		__u32 key = n;
-		struct fastmap_slot *s = bpf_map_lookup_elem(&slots, &key);
-
-		if (!s || mapping_load(&s->slice_plus_1) != slice + 1)
-			continue;
-		if (!mapping_load(&s->referenced))
-			*(volatile mapping_u64 *)&s->referenced = 1;
-		return s;
-	}
-	return 0;
+	if (!at)
+		return 0;
+	n = *(volatile __u32 *)at;
+	s = bpf_map_lookup_elem(&slots, &n);
+	if (!s || mapping_load(&s->slice_plus_1) != slice + 1)
+		return 0;
+	if (!mapping_load(&s->referenced))
+		*(volatile mapping_u64 *)&s->referenced = 1;
+	return s;
 }
 
 /*

@@ -3,8 +3,8 @@
  * mapping.h - the mapping table as it lies in memory: what the daemon (daemon/fastmap.c), its queue threads
  * and the BPF program (mapping.bpf.h) agree on. Plain C for both; architecture.md has the protocol.
  *
- * The table is an array of slots, in sets of MAPPING_WAYS. A slice (512 consecutive guest clusters) may be in
- * any slot of the one set that its number hashes to.
+ * The table is an array of slots. A slice (512 consecutive guest clusters) may be in any of them; where, an
+ * index says: for the program a BPF hash map, for the daemon's threads daemon/slice_index.c.
  */
 #ifndef BPF_MAPPING_H
 #define BPF_MAPPING_H
@@ -12,7 +12,6 @@
 typedef __UINT64_TYPE__ mapping_u64;
 typedef __UINT32_TYPE__ mapping_u32;
 
-#define MAPPING_WAYS 4u
 #define FASTMAP_SLICE_CLUSTERS 512u /* guest clusters per slice */
 
 /*
@@ -33,13 +32,5 @@ struct fastmap_slot {
 	mapping_u64 reserved[6];
 	mapping_u64 word[FASTMAP_SLICE_CLUSTERS];
 };
-
-/* The first slot of the set where @slice may be, in a table of @sets sets. */
-static inline mapping_u32 mapping_set(mapping_u64 slice, mapping_u32 sets)
-{
-	mapping_u64 hash = slice * 0x9e3779b97f4a7c15ull;
-
-	return (mapping_u32)(((hash >> 32) * sets) >> 32) * MAPPING_WAYS;
-}
 
 #endif

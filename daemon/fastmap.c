@@ -23,10 +23,11 @@
  * Each word that is zeroed starts a drain, so a withdrawal that finds only zeroes, and no drain running,
  * waits for nobody: as a rule the first write to a cluster, while hits on its neighbours are in flight.
  *
- * Slots: a slice lives in one of the 4 ways of the set its number hashes to. A victim's header and words are
- * zeroed, and it counts as dying until its old slice's bucket is drained: a reader that saw the old header is
- * counted there. Only then does it get a new header, so a reader that saw the header it wants reads words of
- * that slice only.
+ * Slots: a slice lives in any slot; an index says where (slice_index.c here, a BPF hash map for the peer).
+ * The index is a hint, the slot's header decides. A victim leaves the index, its header and words are zeroed,
+ * and it counts as dying until its old slice's bucket is drained: a reader that saw the old header is counted
+ * there. Only then does it get a new header, so a reader that saw the header it wants reads words of that
+ * slice only.
  *
  * The peer, the module of engine `kernel`, reads the same slots and follows the same protocol with counters
  * of its own. A drain is over when both it and the buckets here are. For a withdrawal it is asked only if a
@@ -39,13 +40,15 @@
 #include "fastmap.h"
 #include "memory.h"
 #include "qcow2/op.h"
+#include "slice_index.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 
-#define WAYS MAPPING_WAYS
+#define NO_SLOT SLICE_INDEX_NONE
+#define MIN_SLOTS 4u
 
 /* Read by every reader, written by the metadata thread on a drain. */
 struct bucket {
@@ -66,8 +69,10 @@ struct counter {
 	uint32_t held[2];
 };
 
-struct way {
-	enum { WAY_FREE, WAY_USED, WAY_DYING } state;
+/* What the metadata thread knows of a slot. */
+struct place {
+	enum { PLACE_FREE, PLACE_USED, PLACE_DYING } state;
+	uint32_t next; /* free, dying: the next one of that state, or NO_SLOT */
 	uint64_t slice; /* used: whose; dying: whose it was */
 	uint64_t stamp; /* dying: free when the slice's bucket is done up to this */
 	uint64_t ticket; /* dying: and the peer up to this */
@@ -82,19 +87,21 @@ struct pending_drain {
 };
 
 struct fastmap {
-	struct fastmap_slot *slot; /* mmap or the peer's: one line-aligned array of sets * WAYS */
+	struct fastmap_slot *slot; /* mmap or the peer's: one line-aligned array */
+	struct slice_index index;
 	struct counter *counter; /* [reader][bucket] */
 	struct bucket *bucket;
-	unsigned sets, readers, cluster_bits;
+	unsigned slots, readers, cluster_bits;
 	struct fastmap_peer peer; /* .slot NULL: none */
 	uint64_t peer_done; /* ticket; any thread */
 	/* metadata thread */
-	struct way *way;
+	struct place *place; /* of each slot */
+	uint32_t free, dying; /* the first one */
+	unsigned dead; /* number of those that are dying */
+	unsigned hand; /* of the eviction clock */
 	struct drains *drains;
 	struct pending_drain *pending;
 	uint64_t clock;
-	unsigned dying; /* ways in that state */
-	unsigned hand; /* of the eviction clock */
 	void (*wake)(void *ctx);
 	void *wake_ctx;
 	uint64_t used, withdrawals, waits; /* statistics, read by any thread */
@@ -122,11 +129,6 @@ static uint64_t slice_of(const struct fastmap *f, uint64_t guest)
 	return (guest >> f->cluster_bits) / FASTMAP_SLICE_CLUSTERS;
 }
 
-static unsigned set_of(const struct fastmap *f, uint64_t slice)
-{
-	return mapping_set(slice, f->sets);
-}
-
 /* ---- life ---- */
 
 static void *map_zeroed(size_t size)
@@ -139,11 +141,18 @@ static void *map_zeroed(size_t size)
 	return p;
 }
 
-unsigned fastmap_sets(uint64_t cache_bytes)
+unsigned fastmap_slots(uint64_t cache_bytes)
 {
-	uint64_t sets = cache_bytes / (sizeof(struct fastmap_slot) * WAYS);
+	uint64_t slots = cache_bytes / sizeof(struct fastmap_slot);
 
-	return sets < 1 ? 1 : sets > UINT32_MAX / WAYS / 2 ? UINT32_MAX / WAYS / 2 : (unsigned)sets;
+	return slots < MIN_SLOTS ? MIN_SLOTS : slots > UINT32_MAX / 4 ? UINT32_MAX / 4 : (unsigned)slots;
+}
+
+static void put_free(struct fastmap *f, uint32_t slot)
+{
+	f->place[slot].state = PLACE_FREE;
+	f->place[slot].next = f->free;
+	f->free = slot;
 }
 
 int fastmap_new(struct fastmap **out, unsigned cluster_bits, uint64_t cache_bytes, unsigned readers,
@@ -155,18 +164,22 @@ int fastmap_new(struct fastmap **out, unsigned cluster_bits, uint64_t cache_byte
 		return -ENOMEM;
 	if (peer)
 		f->peer = *peer;
-	f->sets = fastmap_sets(cache_bytes);
+	f->slots = fastmap_slots(cache_bytes);
 	f->readers = readers;
 	f->cluster_bits = cluster_bits;
-	f->slot = peer ? peer->slot : map_zeroed((size_t)f->sets * WAYS * sizeof(*f->slot));
+	f->slot = peer ? peer->slot : map_zeroed(f->slots * sizeof(*f->slot));
 	f->counter = map_zeroed((size_t)readers * FASTMAP_BUCKETS * sizeof(*f->counter));
 	f->bucket = map_zeroed(FASTMAP_BUCKETS * sizeof(*f->bucket));
-	f->way = calloc((size_t)f->sets * WAYS, sizeof(*f->way));
+	f->place = calloc(f->slots, sizeof(*f->place));
 	f->drains = calloc(FASTMAP_BUCKETS, sizeof(*f->drains));
-	if (!f->slot || !f->counter || !f->bucket || !f->way || !f->drains) {
+	if (!f->slot || !f->counter || !f->bucket || !f->place || !f->drains ||
+	    slice_index_init(&f->index, f->slots)) {
 		fastmap_free(f);
 		return -ENOMEM;
 	}
+	f->dying = f->free = NO_SLOT;
+	for (unsigned i = 0; i < f->slots; i++)
+		put_free(f, i);
 	*out = f;
 	return 0;
 }
@@ -179,12 +192,13 @@ void fastmap_set_cluster_bits(struct fastmap *f, unsigned cluster_bits)
 void fastmap_free(struct fastmap *f)
 {
 	if (f->slot && !f->peer.slot)
-		munmap(f->slot, (size_t)f->sets * WAYS * sizeof(*f->slot));
+		munmap(f->slot, f->slots * sizeof(*f->slot));
 	if (f->counter)
 		munmap(f->counter, (size_t)f->readers * FASTMAP_BUCKETS * sizeof(*f->counter));
 	if (f->bucket)
 		munmap(f->bucket, FASTMAP_BUCKETS * sizeof(*f->bucket));
-	free(f->way);
+	slice_index_exit(&f->index);
+	free(f->place);
 	free(f->drains);
 	free(f);
 }
@@ -253,16 +267,14 @@ void fastmap_leave(struct fastmap *f, unsigned reader, struct fastmap_hold hold)
 /* The words of a slice, or NULL. */
 static const uint64_t *reader_slot(struct fastmap *f, uint64_t slice)
 {
-	struct fastmap_slot *s = &f->slot[set_of(f, slice)];
+	uint32_t slot = slice_index_find(&f->index, slice);
+	struct fastmap_slot *s = &f->slot[slot];
 
-	for (unsigned i = 0; i < WAYS; i++, s++) {
-		if (__atomic_load_n(&s->slice_plus_1, __ATOMIC_ACQUIRE) != slice + 1)
-			continue;
-		if (!__atomic_load_n(&s->referenced, __ATOMIC_RELAXED))
-			__atomic_store_n(&s->referenced, 1, __ATOMIC_RELAXED);
-		return s->word;
-	}
-	return NULL;
+	if (slot == NO_SLOT || __atomic_load_n(&s->slice_plus_1, __ATOMIC_ACQUIRE) != slice + 1)
+		return NULL;
+	if (!__atomic_load_n(&s->referenced, __ATOMIC_RELAXED))
+		__atomic_store_n(&s->referenced, 1, __ATOMIC_RELAXED);
+	return s->word;
 }
 
 /* Whether an extent of these words goes on where the previous one ends. */
@@ -402,15 +414,19 @@ static struct pending_drain start_drain(struct fastmap *f, uint64_t first, uint6
 
 static void reap_dying(struct fastmap *f)
 {
-	for (unsigned i = 0; f->dying && i < f->sets * WAYS; i++) {
-		struct way *w = &f->way[i];
+	uint32_t *link = &f->dying;
 
-		if (w->state != WAY_DYING)
-			continue;
-		advance_bucket(f, bucket_of(w->slice));
-		if (f->drains[bucket_of(w->slice)].done >= w->stamp && peer_done(f, w->ticket)) {
-			w->state = WAY_FREE;
-			f->dying--;
+	while (*link != NO_SLOT) {
+		uint32_t slot = *link;
+		struct place *p = &f->place[slot];
+
+		advance_bucket(f, bucket_of(p->slice));
+		if (f->drains[bucket_of(p->slice)].done >= p->stamp && peer_done(f, p->ticket)) {
+			*link = p->next;
+			f->dead--;
+			put_free(f, slot);
+		} else {
+			link = &p->next;
 		}
 	}
 }
@@ -428,8 +444,7 @@ void fastmap_poll(struct fastmap *f)
 			link = &p->link;
 		}
 	}
-	if (f->dying)
-		reap_dying(f);
+	reap_dying(f);
 }
 
 /* No memory to remember a waiter: readers leave without our help, so wait right here. */
@@ -443,24 +458,8 @@ static void drain_now(struct fastmap *f, struct pending_drain *p)
 
 /* ---- slots (metadata thread) ---- */
 
-static bool way_has(const struct fastmap *f, unsigned i, uint64_t slice)
-{
-	return f->way[i].state == WAY_USED && f->way[i].slice == slice;
-}
-
-/* The index of a slice's slot or -1. */
-static int find_slot(const struct fastmap *f, uint64_t slice)
-{
-	unsigned set = set_of(f, slice);
-
-	for (unsigned i = set; i < set + WAYS; i++)
-		if (way_has(f, i, slice))
-			return (int)i;
-	return -1;
-}
-
 /* Whether there was one that was not 0. */
-static bool clear_words(struct fastmap *f, unsigned slot, unsigned first, unsigned end)
+static bool clear_words(struct fastmap *f, uint32_t slot, unsigned first, unsigned end)
 {
 	uint64_t all = 0;
 
@@ -472,64 +471,86 @@ static bool clear_words(struct fastmap *f, unsigned slot, unsigned first, unsign
 }
 
 /* Take a slot away from its slice; true if it can be used again at once. */
-static bool kill_slot(struct fastmap *f, unsigned slot)
+static bool kill_slot(struct fastmap *f, uint32_t slot)
 {
-	struct way *w = &f->way[slot];
+	struct place *place = &f->place[slot];
 	struct pending_drain p;
 
+	if (f->peer.slot)
+		f->peer.forget(f->peer.ctx, place->slice);
+	slice_index_remove(&f->index, place->slice);
 	__atomic_store_n(&f->slot[slot].slice_plus_1, 0, __ATOMIC_RELAXED);
 	(void)clear_words(f, slot, 0, FASTMAP_SLICE_CLUSTERS);
-	p = start_drain(f, w->slice, w->slice + 1, true); /* who saw the header may look at words later */
+	p = start_drain(f, place->slice, place->slice + 1,
+			true); /* who saw the header may look at words later */
 	count(&f->used, -1);
-	w->stamp = p.stamp;
-	w->ticket = p.ticket;
-	w->state = pending_done(f, &p) ? WAY_FREE : WAY_DYING;
-	f->dying += w->state == WAY_DYING;
-	return w->state == WAY_FREE;
+	if (pending_done(f, &p)) {
+		place->state = PLACE_FREE;
+		return true;
+	}
+	place->state = PLACE_DYING;
+	place->stamp = p.stamp;
+	place->ticket = p.ticket;
+	place->next = f->dying;
+	f->dying = slot;
+	f->dead++;
+	return false;
 }
 
-/* The slot of a set that was not referenced since the hand came by last. */
-static unsigned pick_victim(struct fastmap *f, unsigned set)
+/* A slot that was not referenced since the hand came by last. */
+static uint32_t pick_victim(struct fastmap *f)
 {
-	unsigned i, slot = set;
+	uint32_t slot = NO_SLOT;
 
-	for (i = 0; i < 2 * WAYS; i++) {
-		slot = set + f->hand++ % WAYS;
-		if (!__atomic_load_n(&f->slot[slot].referenced, __ATOMIC_RELAXED))
+	for (unsigned i = 0; i < 2 * f->slots; i++) {
+		unsigned at = f->hand++ % f->slots;
+
+		if (f->place[at].state != PLACE_USED)
+			continue;
+		slot = at;
+		if (!__atomic_load_n(&f->slot[at].referenced, __ATOMIC_RELAXED))
 			break;
-		__atomic_store_n(&f->slot[slot].referenced, 0, __ATOMIC_RELAXED);
+		__atomic_store_n(&f->slot[at].referenced, 0, __ATOMIC_RELAXED);
 	}
 	return slot;
 }
 
-/* A slot for @slice: its own, a free one, or one taken from another slice; -1: not this time. */
-static int get_slot(struct fastmap *f, uint64_t slice)
+/* A slot that nobody has, or one taken from another slice; NO_SLOT: not this time. */
+static uint32_t take_slot(struct fastmap *f)
 {
-	unsigned set = set_of(f, slice), victim;
-	int found = find_slot(f, slice);
+	uint32_t slot;
 
-	if (found >= 0)
-		return found;
-	if (f->dying)
-		reap_dying(f);
-	for (unsigned i = set; i < set + WAYS; i++) {
-		if (f->way[i].state == WAY_DYING)
-			return -1; /* one eviction per set at a time */
-		if (f->way[i].state == WAY_FREE)
-			found = (int)i;
+	reap_dying(f);
+	slot = f->free;
+	if (slot != NO_SLOT) {
+		f->free = f->place[slot].next;
+		return slot;
 	}
-	if (found < 0) {
-		victim = pick_victim(f, set);
-		if (!kill_slot(f, victim))
-			return -1;
-		found = (int)victim;
-	}
-	f->way[found].state = WAY_USED;
-	f->way[found].slice = slice;
+	if (f->dead >= f->slots / MIN_SLOTS) /* the rest is to be of use meanwhile */
+		return NO_SLOT;
+	slot = pick_victim(f);
+	return kill_slot(f, slot) ? slot : NO_SLOT;
+}
+
+/* The slot of @slice, old or new; NO_SLOT: not this time. */
+static uint32_t get_slot(struct fastmap *f, uint64_t slice)
+{
+	uint32_t slot = slice_index_find(&f->index, slice);
+
+	if (slot != NO_SLOT)
+		return slot;
+	slot = take_slot(f);
+	if (slot == NO_SLOT)
+		return slot;
+	f->place[slot].state = PLACE_USED;
+	f->place[slot].slice = slice;
 	count(&f->used, 1);
-	__atomic_store_n(&f->slot[found].referenced, 1, __ATOMIC_RELAXED);
-	__atomic_store_n(&f->slot[found].slice_plus_1, slice + 1, __ATOMIC_RELEASE);
-	return found;
+	__atomic_store_n(&f->slot[slot].referenced, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&f->slot[slot].slice_plus_1, slice + 1, __ATOMIC_RELEASE);
+	slice_index_insert(&f->index, slice, slot);
+	if (f->peer.slot)
+		f->peer.tell(f->peer.ctx, slice, slot);
+	return slot;
 }
 
 /* ---- the hooks of struct qcow2_table_ops ---- */
@@ -540,8 +561,7 @@ static void publish(void *ctx, uint64_t guest, uint64_t len, enum word_kind kind
 	struct fastmap *f = ctx;
 	uint64_t cluster = guest >> f->cluster_bits, end = cluster + (len >> f->cluster_bits);
 	uint64_t step = kind == WORD_DATA ? 1ull << f->cluster_bits : 0, word = FASTMAP_ZERO;
-	uint64_t most =
-		(uint64_t)f->sets * WAYS / 2 * FASTMAP_SLICE_CLUSTERS; /* not more than half the table */
+	uint64_t most = (uint64_t)f->slots / 2 * FASTMAP_SLICE_CLUSTERS; /* not more than half the table */
 
 	if (kind == WORD_DATA)
 		word = FASTMAP_DATA | (uint64_t)file << FASTMAP_FILE_SHIFT |
@@ -551,29 +571,29 @@ static void publish(void *ctx, uint64_t guest, uint64_t len, enum word_kind kind
 	if (end - cluster > most)
 		end = cluster + most;
 	while (cluster < end) {
-		int slot = get_slot(f, cluster / FASTMAP_SLICE_CLUSTERS);
+		uint32_t slot = get_slot(f, cluster / FASTMAP_SLICE_CLUSTERS);
 
 		do {
-			uint64_t *to = &f->slot[slot < 0 ? 0 : slot].word[cluster % FASTMAP_SLICE_CLUSTERS];
-
-			if (slot >= 0)
-				__atomic_store_n(to, word, __ATOMIC_RELEASE);
+			if (slot != NO_SLOT)
+				__atomic_store_n(&f->slot[slot].word[cluster % FASTMAP_SLICE_CLUSTERS], word,
+						 __ATOMIC_RELEASE);
 			word += step;
 		} while (++cluster < end && cluster % FASTMAP_SLICE_CLUSTERS);
 	}
 }
 
 /* Zero the words of clusters [first, end) that lie in a slot's slice; whether there was one that was not. */
-static bool clear_range(struct fastmap *f, unsigned slot, uint64_t first, uint64_t end)
+static bool clear_range(struct fastmap *f, uint32_t slot, uint64_t first, uint64_t end)
 {
-	uint64_t base = f->way[slot].slice * FASTMAP_SLICE_CLUSTERS;
+	uint64_t base = f->place[slot].slice * FASTMAP_SLICE_CLUSTERS;
 	uint64_t lo = first > base ? first - base : 0;
 	uint64_t hi = end - base < FASTMAP_SLICE_CLUSTERS ? end - base : FASTMAP_SLICE_CLUSTERS;
 
 	return clear_words(f, slot, (unsigned)lo, (unsigned)hi);
 }
 
-/* Whether no drain of a slice's bucket is running, here or by the peer: who saw a word that was zeroed before has left. */
+/* Whether no drain of a slice's bucket is running, here or by the peer: who saw a word that was zeroed before
+ * has left. */
 static bool settled(struct fastmap *f, uint64_t slice)
 {
 	const struct drains *d = &f->drains[bucket_of(slice)];
@@ -582,14 +602,14 @@ static bool settled(struct fastmap *f, uint64_t slice)
 	return d->done >= d->flipped && peer_done(f, d->ticket);
 }
 
-/* Zero the words of clusters [first, end) of a slice; true if there was one that was not. *busy: a reader may still use one
- * that was zeroed before. */
+/* Zero the words of clusters [first, end) of a slice; true if there was one that was not. *busy: a reader may
+ * still use one that was zeroed before. */
 static bool clear_slice(struct fastmap *f, uint64_t slice, uint64_t first, uint64_t end, bool *busy)
 {
-	int slot = find_slot(f, slice);
+	uint32_t slot = slice_index_find(&f->index, slice);
 
-	*busy |= slot < 0 || !settled(f, slice);
-	return slot >= 0 && clear_range(f, (unsigned)slot, first, end);
+	*busy |= slot == NO_SLOT || !settled(f, slice);
+	return slot != NO_SLOT && clear_range(f, slot, first, end);
 }
 
 static int withdraw(void *ctx, uint64_t guest, uint64_t len, struct op *waiter)
@@ -603,14 +623,14 @@ static int withdraw(void *ctx, uint64_t guest, uint64_t len, struct op *waiter)
 	if (!len || !f->cluster_bits)
 		return 0;
 	count(&f->withdrawals, 1);
-	if (slices - slice < f->sets) {
+	if (slices - slice < f->slots) {
 		for (uint64_t s = slice; s < slices; s++)
 			words |= clear_slice(f, s, first, end, &busy);
 	} else {
 		busy = true;
-		for (unsigned i = 0; i < f->sets * WAYS; i++)
-			if (f->way[i].state == WAY_USED && f->way[i].slice >= slice &&
-			    f->way[i].slice < slices)
+		for (unsigned i = 0; i < f->slots; i++)
+			if (f->place[i].state == PLACE_USED && f->place[i].slice >= slice &&
+			    f->place[i].slice < slices)
 				words |= clear_range(f, i, first, end);
 	}
 	if ((!words && !busy) || fastmap_test_skip_drain)

@@ -23,7 +23,11 @@ struct fastmap;
  * count themselves.
  */
 struct fastmap_peer {
-	struct fastmap_slot *slot; /* zeroes, fastmap_sets() * MAPPING_WAYS of them, in memory; the owner's */
+	struct fastmap_slot *slot; /* zeroes, fastmap_slots() of them; the owner's memory */
+	/* Metadata thread. Where the peer finds a slice from now on; that it is to be found no more. It need
+	 * not succeed: the slot's header decides. */
+	void (*tell)(void *ctx, uint64_t slice, uint32_t slot);
+	void (*forget)(void *ctx, uint64_t slice);
 	/*
 	 * Metadata thread; words of the slices [first, end) have just become 0. 0: no I/O that may have used
 	 * one of them is in flight. -EWOULDBLOCK: fastmap_peer_drained() with @ticket follows. Tickets grow.
@@ -35,8 +39,8 @@ struct fastmap_peer {
 	void *ctx;
 };
 
-/* Sets of a table of that size. */
-unsigned fastmap_sets(uint64_t cache_bytes);
+/* Slots of a table of that size; at least 4. */
+unsigned fastmap_slots(uint64_t cache_bytes);
 /* readers: number of queue threads. cache_bytes: table size. cluster_bits 0: told later, by the function
  * below, as the hooks go into qcow2_open() and the cluster size comes out of it; nothing is published before
  * that. peer: NULL, or the kernel's readers (copied): then the table is in its memory. */

@@ -23,8 +23,9 @@
 #include <unistd.h>
 
 struct kernel_engine {
-	int control, table, id;
-	unsigned sets, cluster_bits;
+	int control, id;
+	unsigned cluster_bits;
+	struct kernel_table table;
 	struct fastmap_peer peer;
 	struct kernel_program *program;
 	struct kernel_drain *drain; /* NULL: no disk has ever had the table */
@@ -36,6 +37,16 @@ static int drain(void *ctx, uint64_t first, uint64_t end, uint64_t ticket)
 	struct kernel_engine *k = ctx;
 
 	return k->drain ? kernel_drain(k->drain, first, end, ticket) : 0;
+}
+
+static void tell(void *ctx, uint64_t slice, uint32_t slot)
+{
+	kernel_table_tell(&((struct kernel_engine *)ctx)->table, slice, slot);
+}
+
+static void forget(void *ctx, uint64_t slice)
+{
+	kernel_table_forget(&((struct kernel_engine *)ctx)->table, slice);
 }
 
 static void stop(void *ctx)
@@ -65,15 +76,19 @@ int kernel_engine_new(struct kernel_engine **out, uint64_t cache_bytes, struct q
 		ret = k->control;
 		goto free_engine;
 	}
-	k->sets = fastmap_sets(cache_bytes);
-	k->table = kernel_table_new(k->sets, &k->peer.slot);
-	if (k->table < 0) {
-		ret = qcow2_fail(err, k->table, "a BPF map cannot be made: %s", strerror(-k->table));
+	ret = kernel_table_new(&k->table, fastmap_slots(cache_bytes));
+	if (ret) {
+		qcow2_fail(err, ret, "a BPF map cannot be made: %s", strerror(-ret));
 		goto close_control;
 	}
-	k->peer.drain = drain;
-	k->peer.stop = stop;
-	k->peer.ctx = k;
+	k->peer = (struct fastmap_peer){
+		.slot = k->table.slot,
+		.tell = tell,
+		.forget = forget,
+		.drain = drain,
+		.stop = stop,
+		.ctx = k,
+	};
 	*out = k;
 	return 0;
 
@@ -91,7 +106,7 @@ int kernel_engine_probe(struct qcow2_error *err)
 
 	if (ret)
 		return ret;
-	ret = kernel_program_load(&k->program, 0, k->table, k->sets, 16, err);
+	ret = kernel_program_load(&k->program, 0, &k->table, 16, err);
 	kernel_engine_free(k);
 	return ret;
 }
@@ -125,7 +140,7 @@ int kernel_engine_load(struct kernel_engine *k, int id, unsigned cluster_bits, s
 
 	k->id = id;
 	k->cluster_bits = cluster_bits;
-	ret = kernel_program_load(&k->program, id, k->table, k->sets, cluster_bits, err);
+	ret = kernel_program_load(&k->program, id, &k->table, cluster_bits, err);
 	if (ret)
 		return ret;
 	ret = kernel_drain_start(&k->drain, k->control, id, range_shift, drained, map);
@@ -228,7 +243,7 @@ void kernel_engine_free(struct kernel_engine *k)
 	stop(k);
 	if (k->program)
 		kernel_program_free(k->program);
-	kernel_table_free(k->table, k->sets, k->peer.slot);
+	kernel_table_free(&k->table);
 	close(k->control);
 	free(k);
 }

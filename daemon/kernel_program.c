@@ -2,7 +2,7 @@
 /*
  * kernel_program.c - libbpf: making the table, loading, attaching and pinning the program.
  *
- * Owns the descriptors of one process. The pinned link is what outlives it: link -> program -> map. The next
+ * Owns the descriptors of one process. The pinned link is what outlives it: link -> program -> maps. The next
  * process takes the link away and makes all of them anew, so none of their layouts has to fit another version
  * of this program.
  */
@@ -28,33 +28,54 @@ struct kernel_program {
 	struct bpf_link *link;
 };
 
-static size_t table_bytes(unsigned sets)
+static size_t slot_bytes(const struct kernel_table *t)
 {
-	return (size_t)sets * MAPPING_WAYS * sizeof(struct fastmap_slot);
+	return t->slots * sizeof(struct fastmap_slot);
 }
 
-/* Such an array never leaves memory, and mmap maps all its pages at once: nothing to fill or to lock. */
-int kernel_table_new(unsigned sets, struct fastmap_slot **slot)
+/*
+ * Neither map allocates later: the array is there in full and mmap maps all its pages at once, so there is
+ * nothing to fill or to lock; the elements of the hash map are made with it.
+ */
+int kernel_table_new(struct kernel_table *t, uint32_t slots)
 {
 	LIBBPF_OPTS(bpf_map_create_opts, opts, .map_flags = BPF_F_MMAPABLE);
-	int fd = bpf_map_create(BPF_MAP_TYPE_ARRAY, "slots", sizeof(__u32), sizeof(struct fastmap_slot),
-				sets * MAPPING_WAYS, &opts);
 	int ret;
 
-	if (fd < 0)
-		return fd;
-	*slot = mmap(NULL, table_bytes(sets), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (*slot != MAP_FAILED)
-		return fd;
+	*t = (struct kernel_table){ .slots = slots };
+	t->index_fd = bpf_map_create(BPF_MAP_TYPE_HASH, "slices", sizeof(__u64), sizeof(__u32), slots, NULL);
+	if (t->index_fd < 0)
+		return t->index_fd;
+	t->slot_fd = bpf_map_create(BPF_MAP_TYPE_ARRAY, "slots", sizeof(__u32), sizeof(struct fastmap_slot),
+				    slots, &opts);
+	ret = t->slot_fd;
+	if (ret < 0)
+		goto close_index;
+	t->slot = mmap(NULL, slot_bytes(t), PROT_READ | PROT_WRITE, MAP_SHARED, t->slot_fd, 0);
+	if (t->slot != MAP_FAILED)
+		return 0;
 	ret = -errno;
-	close(fd);
+	close(t->slot_fd);
+close_index:
+	close(t->index_fd);
 	return ret;
 }
 
-void kernel_table_free(int fd, unsigned sets, struct fastmap_slot *slot)
+void kernel_table_free(struct kernel_table *t)
 {
-	munmap(slot, table_bytes(sets));
-	close(fd);
+	munmap(t->slot, slot_bytes(t));
+	close(t->slot_fd);
+	close(t->index_fd);
+}
+
+void kernel_table_tell(const struct kernel_table *t, uint64_t slice, uint32_t slot)
+{
+	(void)bpf_map_update_elem(t->index_fd, &slice, &slot, BPF_ANY);
+}
+
+void kernel_table_forget(const struct kernel_table *t, uint64_t slice)
+{
+	(void)bpf_map_delete_elem(t->index_fd, &slice);
 }
 
 /* The first complaint of libbpf or the verifier, for the error message. */
@@ -77,8 +98,8 @@ static int failed(const char *what, int ret, struct qcow2_error *err)
 			  complaint.text[0] ? ": " : "", complaint.text);
 }
 
-int kernel_program_load(struct kernel_program **out, int id, int fd, unsigned sets, unsigned cluster_bits,
-			struct qcow2_error *err)
+int kernel_program_load(struct kernel_program **out, int id, const struct kernel_table *table,
+			unsigned cluster_bits, struct qcow2_error *err)
 {
 	struct kernel_program *p = calloc(1, sizeof(*p));
 	int ret;
@@ -88,10 +109,11 @@ int kernel_program_load(struct kernel_program **out, int id, int fd, unsigned se
 	complaint.text[0] = '\0';
 	libbpf_set_print(note);
 	p->skel = qcow2_bpf__open();
-	ret = p->skel ? bpf_map__reuse_fd(p->skel->maps.slots, fd) : -errno;
+	ret = p->skel ? bpf_map__reuse_fd(p->skel->maps.slots, table->slot_fd) : -errno;
+	if (!ret)
+		ret = bpf_map__reuse_fd(p->skel->maps.slices, table->index_fd);
 	if (!ret) {
 		p->skel->rodata->mapping_cluster_bits = cluster_bits;
-		p->skel->rodata->mapping_sets = sets;
 		p->skel->struct_ops.ops->dev_id = (__u32)id;
 		ret = qcow2_bpf__load(p->skel);
 	}

@@ -242,7 +242,7 @@ static void a_bucket_is_shared_and_a_large_range_has_all(void **state)
 
 static void a_slot_is_reused_when_its_readers_left(void **state)
 {
-	struct fixture x = make(0, 1); /* one set of four slots */
+	struct fixture x = make(0, 1); /* four slots */
 	struct fastmap_hold hold[4];
 	uint64_t slots, withdrawals, drains;
 	struct op op;
@@ -278,6 +278,21 @@ static void eviction_spares_what_is_used(void **state)
 		assert_true(hit(&x, s * SLICE, 512, false));
 		publish(&x, 0, CLUSTER, WORD_ZERO, 0, 0, false);
 	}
+	fastmap_free(x.f);
+}
+
+/* Any slice may have any slot: none is evicted as long as one is free. */
+static void a_table_holds_as_many_slices_as_it_has_slots(void **state)
+{
+	struct fixture x = make(1 << 20, 1);
+	uint64_t slots, withdrawals, drains, n = fastmap_slots(1 << 20);
+
+	for (uint64_t s = 0; s < n; s++)
+		publish(&x, s * s * 7919 * SLICE, CLUSTER, WORD_DATA, 0, s * CLUSTER, true);
+	for (uint64_t s = 0; s < n; s++)
+		assert_true(hit(&x, s * s * 7919 * SLICE, 512, true));
+	fastmap_counts(x.f, &slots, &withdrawals, &drains);
+	assert_int_equal(slots, n);
 	fastmap_free(x.f);
 }
 
@@ -449,6 +464,7 @@ int main(void)
 		cmocka_unit_test(a_bucket_is_shared_and_a_large_range_has_all),
 		cmocka_unit_test(a_slot_is_reused_when_its_readers_left),
 		cmocka_unit_test(eviction_spares_what_is_used),
+		cmocka_unit_test(a_table_holds_as_many_slices_as_it_has_slots),
 		cmocka_unit_test(the_test_switch_skips_the_drain),
 		cmocka_unit_test(readers_never_see_a_foreign_cell),
 		cmocka_unit_test(without_the_drain_they_do),

@@ -14,7 +14,7 @@ set -eu -o pipefail
 build=$(readlink -f "$(dirname "$0")/../../build")
 coherence=$build/tests/vm/coherence
 scale=1
-size=48M # 24 slices of 4 KiB clusters; the table holds 12
+size=48M # 24 slices of 4 KiB clusters; the table holds 15
 [ "${TEST_SCALE:-}" != long ] || scale=70
 slow_queue=1:500000 # each hit of queue 0 sleeps 0.5 s
 very_slow_queue=1:1500000
@@ -82,7 +82,7 @@ coherent() {
 	json '.queues == 4 and .wrong == 0'
 	expect 0 ublk-qcow2 stats --json "$dev"
 	cat "$work/out"
-	json '.hits > 300 and .misses > 200 and .discards > 0 and .slices <= 12'
+	json '.hits > 300 and .misses > 200 and .discards > 0 and .slices <= 15'
 	[ ! -v UBLK_QCOW2_TEST_HIT_DELAY ] || json '.drains > 0'
 	taskset -c "$(cut -d, -f1 "/sys/block/${dev#/dev/}/mq/1/cpu_list")" dd if="$dev" of=last.raw bs=1M iflag=direct status=none
 	detach "$dev"
