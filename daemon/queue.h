@@ -34,7 +34,7 @@ struct queue_options {
 	struct fastmap *map;
 	struct meta *meta;
 	struct arena *pool; /* buffers of missed requests, each of its size; NULL: every tag has its own */
-	const bool *veiled; /* while true every read finds zeroes */
+	const bool *hidden; /* while true only the disk over the device gets what is in it */
 };
 
 struct queue;
@@ -66,7 +66,8 @@ struct request {
 	uint32_t moved; /* bytes the data I/Os transferred */
 	uint32_t touched; /* bytes of buf that may be backed by memory */
 	struct fastmap_hold hold; /* while pending */
-	char *buf; /* MAX_IO_BYTES of address space; from the pool: while the metadata thread has the request */
+	char *buf; /* MAX_IO_BYTES of address space; from the pool: while the metadata thread has the request
+		    */
 	struct miss miss;
 	STAILQ_ENTRY(request) starved;
 };

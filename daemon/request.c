@@ -24,6 +24,7 @@
  */
 #include "arena.h"
 #include "guard.h"
+#include "kernel/ublk_bpf.h"
 #include "queue.h"
 #include "test_switch.h"
 #include "uring.h"
@@ -63,6 +64,16 @@ static void commit(struct request *r, int res)
 void request_fetch(struct request *r)
 {
 	queue_command(r, r->q->opt.fetch_cmd, -1);
+}
+
+/*
+ * Not from the disk over a hidden device. For everybody else there is nothing on it: reads find zeroes, and
+ * but for a flush all else is an error.
+ */
+static bool is_foreign(const struct queue *q, const struct ublksrv_io_desc *iod)
+{
+	return __atomic_load_n(q->opt.hidden, __ATOMIC_RELAXED) &&
+	       (iod->op_flags & UBLK_BPF_MARK) != UBLK_BPF_MARK;
 }
 
 /* ---- missed requests ---- */
@@ -105,7 +116,8 @@ static bool take_buffer(struct request *r)
 	return r->buf;
 }
 
-/* A buffer for its data; false: not now, it waits. First come, first served: a large one could wait forever. */
+/* A buffer for its data; false: not now, it waits. First come, first served: a large one could wait forever.
+ */
 static bool get_buffer(struct request *r)
 {
 	struct queue *q = r->q;
@@ -152,6 +164,8 @@ static void serve_missed(struct request *r, const struct ublksrv_io_desc *iod)
 	struct qcow2_req *req = &r->miss.req;
 	int op = library_op(iod);
 
+	if (op >= 0 && op != QCOW2_FLUSH && is_foreign(r->q, iod))
+		op = -EIO;
 	if (op < 0) {
 		commit(r, op);
 		return;
@@ -284,9 +298,9 @@ static bool serve_mapped(struct request *r, const struct ublksrv_io_desc *iod)
 	if (!q->opt.copy->can_map(iod) || !reserve(q, MAX_EXTENTS))
 		return false;
 	r->hold = fastmap_enter(q->opt.map, q->opt.id, guest);
-	if (!write && __atomic_load_n(q->opt.veiled, __ATOMIC_RELAXED)) {
+	if (is_foreign(q, iod)) {
 		ext[0] = (struct fastmap_extent){ .len = iod->nr_sectors << 9, .zero = true };
-		n = 1;
+		n = !write;
 	} else {
 		n = fastmap_lookup(q->opt.map, guest, iod->nr_sectors << 9, write, ext, MAX_EXTENTS);
 	}

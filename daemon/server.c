@@ -10,32 +10,24 @@
  * Order that matters: queue threads serve before START_DEV, which reads the partition table through them. At
  * the end the device is stopped first (what is in flight completes), then the queue threads end, then the
  * image is committed and closed, and only after /dev/ublkcN is closed everywhere can the device be deleted.
- * With engine kernel nobody is to find anything on the lower device: until the kernel has looked for
- * partitions there it is veiled (reads find zeroes), from then on the upper one holds it; that one goes
- * first.
+ * With engine kernel nobody is to find anything on the lower device: it is hidden, that is, it answers the
+ * upper one only, which goes first.
  *
  * A crash leaves the device in the kernel without a server: a later server_create() brings it back (the
  * driver keeps what was not answered and gives it to the new server), or ublk_delete() removes it.
  */
-#include "server.h"
-#include "arena.h"
-#include "ctrl.h"
 #include "guard.h"
-#include "kernel_engine.h"
-#include "meta.h"
 #include "params.h"
-#include "queue.h"
 #include "rundir.h"
+#include "server_impl.h"
 #include "test_switch.h"
 #include "upper.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -46,37 +38,8 @@
 #define LIBRARY_RESERVE ARENA_LARGEST
 #define LIBRARY_MAX (64u << 20)
 #define NODE_WAIT_MS 5000
-#define RECOVERY_WAIT_MS 30000
-#define RECOVERY_FLAGS (UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE)
-
-struct server {
-	struct ctrl *ctrl;
-	struct arena *library; /* the memory of requests with the metadata thread */
-	struct arena *pool; /* buffers of what they read and write */
-	struct kernel_engine *kernel; /* NULL: without it from the start */
-	struct fastmap *map;
-	struct meta *meta;
-	const struct copy_ops *copy;
-	struct ublksrv_ctrl_dev_info info;
-	uint64_t size;
-	int id, char_fd, zero_fd, dead_fd;
-	unsigned queues; /* started */
-	struct queue **queue;
-	bool started;
-	bool stays; /* the device is not ours to stop and delete */
-	bool stacked; /* engine kernel */
-	bool veiled;
-	char node[32], upper[32];
-};
 
 /* ---- the device ---- */
-
-static void nap(void)
-{
-	static const struct timespec ms = { .tv_nsec = 1000000 };
-
-	nanosleep(&ms, NULL);
-}
 
 /* Open a node that devtmpfs makes and udev may still be working on. The descriptor or -errno. */
 static int open_node(const char *path, int flags)
@@ -87,7 +50,7 @@ static int open_node(const char *path, int flags)
 		fd = open(path, flags | O_CLOEXEC);
 		if (fd >= 0 || (errno != ENOENT && errno != EBUSY && errno != EACCES && errno != ENXIO))
 			break;
-		nap();
+		server_nap();
 	}
 	return fd < 0 ? -errno : fd;
 }
@@ -142,7 +105,7 @@ static int add_device(struct server *s, const struct server_options *opt, struct
 }
 
 /* What the driver is told, or was told when the device was added. */
-static void shape_device(struct server *s, const struct server_options *opt, struct ublk_params *params)
+void server_shape(struct server *s, const struct server_options *opt, struct ublk_params *params)
 {
 	const struct qcow2_info *info = meta_info(s->meta);
 	const struct meta_files *files = meta_files(s->meta);
@@ -166,7 +129,7 @@ static int set_params(struct server *s, const struct server_options *opt, struct
 	struct ublk_params params;
 	int ret;
 
-	shape_device(s, opt, &params);
+	server_shape(s, opt, &params);
 	ret = ctrl_set_params(s->ctrl, s->id, &params);
 	if (ret < 0)
 		return qcow2_fail(err, ret, "%s: cannot set the parameters of %s: %s", opt->image, s->node,
@@ -174,7 +137,7 @@ static int set_params(struct server *s, const struct server_options *opt, struct
 	return 0;
 }
 
-static int open_char(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+int server_open_char(struct server *s, const struct server_options *opt, struct qcow2_error *err)
 {
 	char path[32];
 
@@ -205,7 +168,7 @@ static int make_pool(struct server *s, struct qcow2_error *err)
 	return ret ? qcow2_fail(err, ret, "%s: %s", s->node, strerror(-ret)) : 0;
 }
 
-static struct queue_options queue_settings(const struct server *s, const struct custody *custody)
+struct queue_options server_queue_settings(const struct server *s, const struct custody *custody)
 {
 	return (struct queue_options){
 		.depth = s->info.queue_depth,
@@ -218,15 +181,15 @@ static struct queue_options queue_settings(const struct server *s, const struct 
 		.files = meta_files(s->meta),
 		.map = s->map,
 		.meta = s->meta,
-		.veiled = &s->veiled,
+		.hidden = &s->stacked,
 		.hold = custody ? custody->hold : NULL,
 		.holds = custody ? custody->holds : 0,
 	};
 }
 
-static int start_queues(struct server *s, const struct custody *custody, struct qcow2_error *err)
+int server_start_queues(struct server *s, const struct custody *custody, struct qcow2_error *err)
 {
-	struct queue_options opt = queue_settings(s, custody);
+	struct queue_options opt = server_queue_settings(s, custody);
 	cpu_set_t cpus;
 	int ret = make_pool(s, err);
 
@@ -281,25 +244,23 @@ static void tune_disk(const struct server *s)
 	prefer(s, "io_timeout", "1000", "1000\n");
 }
 
-static int check_node(const char *node, bool flush, struct qcow2_error *err)
+static int check_node(const char *node, struct qcow2_error *err)
 {
 	int fd = open_node(node, O_RDONLY);
 
 	if (fd < 0)
 		return qcow2_fail(err, fd, "%s: the device node did not appear: %s", node, strerror(-fd));
-	if (flush)
-		ioctl(fd, BLKFLSBUF, 0);
 	close(fd);
 	return 0;
 }
 
-static int stack_upper(struct server *s, struct qcow2_error *err)
+int server_stack(struct server *s, struct qcow2_error *err)
 {
 	int ret = kernel_engine_start(s->kernel, s->node, meta_files(s->meta), meta_info(s->meta)->read_only,
 				      err);
 
 	if (!ret)
-		ret = check_node(s->upper, false, err);
+		ret = check_node(s->upper, err);
 	return ret;
 }
 
@@ -311,9 +272,8 @@ static int start_device(struct server *s, struct qcow2_error *err)
 		return qcow2_fail(err, ret, "%s: cannot start the device: %s", s->node, strerror(-ret));
 	s->started = true;
 	tune_disk(s);
-	__atomic_store_n(&s->veiled, false, __ATOMIC_RELAXED);
-	ret = check_node(s->node, s->stacked, err);
-	return ret || !s->stacked ? ret : stack_upper(s, err);
+	ret = check_node(s->node, err);
+	return ret || !s->stacked ? ret : server_stack(s, err);
 }
 
 /* ---- taking it down; each tolerates that its part never came up ---- */
@@ -386,7 +346,7 @@ int server_leave(struct server *s, struct qcow2_error *err)
 
 /* ---- bringing it up ---- */
 
-static int prepare(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+int server_prepare(struct server *s, const struct server_options *opt, struct qcow2_error *err)
 {
 	s->dead_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	s->zero_fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
@@ -437,13 +397,13 @@ static int give_memory(struct server *s, const struct server_options *opt, struc
 	return 0;
 }
 
-static uint64_t cache_size(const struct server_options *opt)
+uint64_t server_cache_size(const struct server_options *opt)
 {
 	return opt->cache_size ? opt->cache_size : DEFAULT_CACHE;
 }
 
 /* The mapping table and the image over it. */
-static int open_image(struct server *s, const struct server_options *opt, unsigned queues,
+int server_open_image(struct server *s, const struct server_options *opt, unsigned queues,
 		      struct qcow2_error *err)
 {
 	const struct fastmap_peer *peer = s->kernel ? kernel_engine_peer(s->kernel) : NULL;
@@ -451,7 +411,7 @@ static int open_image(struct server *s, const struct server_options *opt, unsign
 
 	if (ret)
 		return ret;
-	ret = fastmap_new(&s->map, 0, cache_size(opt), queues, peer);
+	ret = fastmap_new(&s->map, 0, server_cache_size(opt), queues, peer);
 	if (ret)
 		return qcow2_fail(err, ret, "%s: mapping table: %s", opt->image, strerror(-ret));
 	return meta_start(&s->meta, opt, s->map, err);
@@ -471,7 +431,7 @@ static int prepare_kernel(struct server *s, const struct server_options *opt, st
 
 	if (opt->engine != ENGINE_KERNEL) /* auto, too, for now */
 		return 0;
-	ret = kernel_engine_new(&s->kernel, cache_size(opt), &why);
+	ret = kernel_engine_new(&s->kernel, server_cache_size(opt), &why);
 	return ret ? without_kernel(opt, ret, &why, err) : 0;
 }
 
@@ -485,7 +445,7 @@ static void mark_lower(const struct server *s)
 		close(fd);
 }
 
-static void use_kernel(struct server *s)
+void server_use_kernel(struct server *s)
 {
 	s->stacked = true;
 	snprintf(s->upper, sizeof(s->upper), "/dev/ublkbpf%d", s->id);
@@ -509,20 +469,19 @@ static int decide_kernel(struct server *s, const struct server_options *opt, str
 					 &why);
 	if (ret)
 		return without_kernel(opt, ret, &why, err);
-	use_kernel(s);
+	server_use_kernel(s);
 	mark_lower(s);
-	s->veiled = true;
 	return 0;
 }
 
 static int bring_up(struct server *s, const struct server_options *opt, struct qcow2_error *err)
 {
-	int ret = prepare(s, opt, err);
+	int ret = server_prepare(s, opt, err);
 
 	if (!ret)
 		ret = prepare_kernel(s, opt, err);
 	if (!ret)
-		ret = open_image(s, opt, choose_queues(opt), err);
+		ret = server_open_image(s, opt, choose_queues(opt), err);
 	if (!ret)
 		ret = add_device(s, opt, err);
 	if (!ret)
@@ -530,169 +489,11 @@ static int bring_up(struct server *s, const struct server_options *opt, struct q
 	if (!ret)
 		ret = set_params(s, opt, err);
 	if (!ret)
-		ret = open_char(s, opt, err);
+		ret = server_open_char(s, opt, err);
 	if (!ret)
-		ret = start_queues(s, opt->custody, err);
+		ret = server_start_queues(s, opt->custody, err);
 	if (!ret)
 		ret = start_device(s, err);
-	return ret;
-}
-
-/* ---- bringing it back ---- */
-
-static int look_up(struct server *s, const struct server_options *opt, struct qcow2_error *err)
-{
-	int id = opt->custody->id, ret = ctrl_get_info(s->ctrl, id, &s->info);
-
-	snprintf(s->node, sizeof(s->node), "/dev/ublkb%d", id);
-	if (opt->custody->node && opt->custody->node != run_node(id))
-		return -ESHUTDOWN; /* that number is somebody else's now, if anybody's */
-	if (ret == -ENODEV || ret == -EINVAL || (ret >= 0 && s->info.state == UBLK_S_DEV_DEAD)) {
-		s->id = ret < 0 ? -1 : id;
-		return -ESHUTDOWN;
-	}
-	if (ret < 0)
-		return qcow2_fail(err, ret, "%s: %s", s->node, strerror(-ret));
-	s->id = id;
-	s->stays = true;
-	s->copy = s->info.flags & UBLK_F_AUTO_BUF_REG ? &copy_zero : &copy_classic;
-	if ((s->info.flags & RECOVERY_FLAGS) == RECOVERY_FLAGS)
-		return 0;
-	return qcow2_fail(err, -EOPNOTSUPP, "%s: the kernel cannot give it another process", s->node);
-}
-
-/* The last server was stopping: finish that. */
-static int finish_stop(struct server *s, const struct server_options *opt, struct qcow2_error *err)
-{
-	int ret = upper_remove(opt->custody->id);
-
-	if (ret && ret != -EBUSY) /* then it is there, but silent */
-		ret = qcow2_fail(err, ret, "/dev/ublkbpf%d: cannot be removed: %s", opt->custody->id,
-				 strerror(-ret));
-	else
-		ret = open_image(s, opt, 1, err);
-	if (ret) {
-		s->stays = true;
-		return ret;
-	}
-	return -ESHUTDOWN;
-}
-
-/*
- * The driver of 6.12 goes through NULL in START_USER_RECOVERY if the last server had started the recovery and
- * died before each of its queues was ready (and refuses if none was). So each queue that is not ready becomes
- * it here, and loses its server again; the others refuse.
- */
-static int settle_queues(struct server *s, const struct server_options *opt, struct qcow2_error *err)
-{
-	struct queue_options settings;
-	struct queue *q;
-	int ret;
-
-	if (ctrl_features(s->ctrl) & UBLK_F_QUIESCE) /* a driver that was written anew */
-		return 0;
-	ret = open_char(s, opt, err);
-	if (ret)
-		return ret;
-	settings = queue_settings(s, opt->custody);
-	settings.dead_fd = -1;
-	for (; settings.id < s->info.nr_hw_queues && !ret; settings.id++) {
-		struct qcow2_error why = { "" };
-
-		ret = queue_start(&q, &settings, &why);
-		if (!ret) {
-			queue_join(q, true);
-			queue_free(q);
-		} else if (ret == -EINVAL || ret == -EBUSY) {
-			ret = 0;
-		} else {
-			qcow2_fail(err, ret, "%s: %s", s->node, why.text);
-		}
-	}
-	close(s->char_fd);
-	s->char_fd = -1;
-	return ret;
-}
-
-/* The dead server's rings let go of ublkcN some time after its end. */
-static int start_recovery(struct server *s, struct qcow2_error *err)
-{
-	int ret = -EBUSY;
-
-	for (unsigned ms = 0; ms < RECOVERY_WAIT_MS && ret == -EBUSY; ms++) {
-		ret = ctrl_start_recovery(s->ctrl, s->id);
-		if (ret == -EBUSY)
-			nap();
-	}
-	if (ret < 0)
-		return qcow2_fail(err, ret, "%s: cannot be recovered: %s", s->node, strerror(-ret));
-	return 0;
-}
-
-static int end_recovery(struct server *s, struct qcow2_error *err)
-{
-	int ret = ctrl_end_recovery(s->ctrl, s->id);
-
-	if (ret < 0)
-		return qcow2_fail(err, ret, "%s: cannot be recovered: %s", s->node, strerror(-ret));
-	s->started = true;
-	s->stays = false;
-	return 0;
-}
-
-/* The disk over the device, if there is one, is told to forget what it knew before the image is opened. */
-static int adopt_kernel(struct server *s, const struct server_options *opt, struct qcow2_error *err)
-{
-	struct qcow2_error why = { "" };
-	char path[64];
-	int ret;
-
-	snprintf(path, sizeof(path), "/sys/block/ublkbpf%d", s->id);
-	if (access(path, F_OK) < 0)
-		return 0;
-	ret = kernel_engine_new(&s->kernel, cache_size(opt), &why);
-	if (ret)
-		return qcow2_fail(err, ret, "%s: %s", s->node, why.text);
-	ret = kernel_engine_adopt(s->kernel, s->id, err);
-	if (ret > 0)
-		use_kernel(s);
-	return ret < 0 ? ret : 0;
-}
-
-static int bring_back(struct server *s, const struct server_options *opt, struct qcow2_error *err)
-{
-	struct ublk_params params;
-	int ret = prepare(s, opt, err);
-
-	if (!ret)
-		ret = look_up(s, opt, err);
-	if (ret == -ESHUTDOWN)
-		return finish_stop(s, opt, err);
-	if (!ret)
-		ret = adopt_kernel(s, opt, err);
-	if (!ret)
-		ret = open_image(s, opt, s->info.nr_hw_queues, err);
-	if (ret)
-		return ret;
-	shape_device(s, opt, &params);
-	if (s->stacked)
-		ret = kernel_engine_load(s->kernel, s->id,
-					 (unsigned)__builtin_ctz(meta_info(s->meta)->cluster_size), s->map,
-					 err);
-	if (!ret)
-		ret = settle_queues(s, opt, err);
-	if (!ret)
-		ret = start_recovery(s, err);
-	if (!ret)
-		ret = open_char(s, opt, err);
-	if (!ret)
-		ret = start_queues(s, opt->custody, err);
-	if (!ret)
-		ret = end_recovery(s, err);
-	if (ret || !s->stacked)
-		return ret;
-	ret = stack_upper(s, err);
-	s->stays = ret; /* its users have not lost anything yet */
 	return ret;
 }
 
@@ -706,7 +507,7 @@ int server_create(struct server **out, const struct server_options *opt, struct 
 	s->id = s->char_fd = s->zero_fd = s->dead_fd = -1;
 	test_switch_init();
 	if (opt->custody && opt->custody->recover)
-		ret = bring_back(s, opt, err);
+		ret = server_bring_back(s, opt, err);
 	else
 		ret = bring_up(s, opt, err);
 	if (ret) {

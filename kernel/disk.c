@@ -64,6 +64,8 @@ void ublk_bpf_redirect(struct ublk_bpf_disk *disk, struct bio *bio, unsigned lon
 	r->start = start;
 	clone->bi_private = bio;
 	clone->bi_end_io = redirected_end;
+	clone->bi_opf |= REQ_META | REQ_SWAP; /* UBLK_BPF_MARK */
+	clone->bi_write_hint = WRITE_LIFE_EXTREME; /* bios with different hints are not merged */
 	ublk_bpf_count(disk, misses);
 	submit_bio_noacct(clone);
 }

@@ -18,7 +18,7 @@
 #include <linux/types.h>
 
 #define UBLK_BPF_CONTROL	"/dev/ublk-bpf-control"
-#define UBLK_BPF_VERSION	1	/* raised when an old user would misunderstand */
+#define UBLK_BPF_VERSION	2	/* raised when an old user would misunderstand */
 #define UBLK_BPF_FILES		16	/* file slots of a disk, 0..15 */
 #define UBLK_BPF_BUCKETS	1024	/* in-flight counters of a disk: range r counts in bucket r % 1024 */
 #define UBLK_BPF_RANGE_MIN	16	/* bounds of range_shift */
@@ -37,6 +37,12 @@ enum ublk_bpf_op {
 	UBLK_BPF_READ = 0,
 	UBLK_BPF_WRITE = 1,
 };
+
+/*
+ * What a disk sends below carries both of these in ublksrv_io_desc.op_flags, and is merged with nothing else; no other
+ * request has both. So the server can tell it from what somebody else does to the device below.
+ */
+#define UBLK_BPF_MARK		(UBLK_IO_F_META | UBLK_IO_F_SWAP)
 
 /* A disk never writes through hits: what a program records for writes is redirected. */
 #define UBLK_BPF_DISK_RDONLY	(1U << 0)
