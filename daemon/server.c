@@ -17,6 +17,7 @@
  * driver keeps what was not answered and gives it to the new server), or ublk_delete() removes it.
  */
 #include "guard.h"
+#include "log.h"
 #include "params.h"
 #include "rundir.h"
 #include "server_impl.h"
@@ -24,10 +25,12 @@
 #include "upper.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -264,8 +267,48 @@ int server_stack(struct server *s, struct qcow2_error *err)
 	return ret;
 }
 
-static int start_device(struct server *s, struct qcow2_error *err)
+/* The engine cannot be had: an error, or for `auto` no more than a line, if it is not as `features` would
+ * say. */
+static int without_kernel(const struct server_options *opt, int ret, const struct qcow2_error *why,
+			  struct qcow2_error *err)
 {
+	if (opt->engine == ENGINE_AUTO) {
+		if (ret != -ENOENT && ret != -EOPNOTSUPP)
+			log_line(LOG_WARNING, "%s: engine server, not kernel: %s", opt->image, why->text);
+		return 0;
+	}
+	return qcow2_fail(err, ret, "%s: --engine=kernel: %s", opt->image, why->text);
+}
+
+/* The upper device cannot be had: the lower one shows what is in the image, to those who looked before, too.
+ */
+static int unstack(struct server *s, struct qcow2_error *err)
+{
+	char path[300];
+	int fd;
+
+	if (!kernel_engine_remove(s->kernel))
+		return qcow2_fail(err, -EBUSY, "%s: is in use", s->upper);
+	__atomic_store_n(&s->stacked, false, __ATOMIC_RELAXED);
+	unlink(run_path(path, sizeof(path), s->id, "lower"));
+	fd = open_node(s->node, O_RDONLY);
+	if (fd < 0)
+		return qcow2_fail(err, fd, "%s: %s", s->node, strerror(-fd));
+	ioctl(fd, BLKFLSBUF, 0);
+	ioctl(fd, BLKRRPART, 0); /* fails if there can be none */
+	close(fd);
+	snprintf(path, sizeof(path), "/sys/block/ublkb%d/uevent", s->id);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		(void)!write(fd, "change", 6);
+		close(fd);
+	}
+	return 0;
+}
+
+static int start_device(struct server *s, const struct server_options *opt, struct qcow2_error *err)
+{
+	struct qcow2_error why = { "" };
 	int ret = ctrl_start(s->ctrl, s->id);
 
 	if (ret < 0)
@@ -273,7 +316,13 @@ static int start_device(struct server *s, struct qcow2_error *err)
 	s->started = true;
 	tune_disk(s);
 	ret = check_node(s->node, err);
-	return ret || !s->stacked ? ret : server_stack(s, err);
+	if (ret || !s->stacked)
+		return ret;
+	ret = server_stack(s, &why);
+	if (!ret)
+		return 0;
+	ret = without_kernel(opt, ret, &why, err);
+	return ret ? ret : unstack(s, err);
 }
 
 /* ---- taking it down; each tolerates that its part never came up ---- */
@@ -417,19 +466,13 @@ int server_open_image(struct server *s, const struct server_options *opt, unsign
 	return meta_start(&s->meta, opt, s->map, err);
 }
 
-static int without_kernel(const struct server_options *opt, int ret, const struct qcow2_error *why,
-			  struct qcow2_error *err)
-{
-	return qcow2_fail(err, ret, "%s: --engine=kernel: %s", opt->image, why->text);
-}
-
 /* Before the image is open: the table's memory. */
 static int prepare_kernel(struct server *s, const struct server_options *opt, struct qcow2_error *err)
 {
 	struct qcow2_error why = { "" };
 	int ret;
 
-	if (opt->engine != ENGINE_KERNEL) /* auto, too, for now */
+	if (opt->engine == ENGINE_SERVER)
 		return 0;
 	ret = kernel_engine_new(&s->kernel, server_cache_size(opt), &why);
 	return ret ? without_kernel(opt, ret, &why, err) : 0;
@@ -493,7 +536,7 @@ static int bring_up(struct server *s, const struct server_options *opt, struct q
 	if (!ret)
 		ret = server_start_queues(s, opt->custody, err);
 	if (!ret)
-		ret = start_device(s, err);
+		ret = start_device(s, opt, err);
 	return ret;
 }
 

@@ -222,7 +222,7 @@ static int attach(struct attach *a, const char *image)
 	char device[64];
 	int ret;
 
-	driver_load(a->opt.engine == ENGINE_KERNEL);
+	driver_load(a->opt.engine != ENGINE_SERVER);
 	if (a->foreground) {
 		ret = device_process_foreground(&a->opt, &err);
 	} else {

@@ -53,7 +53,7 @@ static const char *const bit_names[] = {
 struct engine_state {
 	const char *name;
 	bool available;
-	char why[600]; /* why not, or not by auto */
+	char why[600]; /* why not */
 };
 
 struct features {
@@ -74,10 +74,8 @@ static void look_at_kernel(struct features *f, bool ublk)
 
 	*e = (struct engine_state){ .name = "kernel" };
 	e->available = ublk && !kernel_engine_probe(&err);
-	snprintf(e->why, sizeof(e->why), "%s",
-		 e->available ? "works, not taken by auto until its coherence is proven over millions of requests"
-		 : ublk	      ? err.text
-			      : "no ublk");
+	if (!e->available)
+		snprintf(e->why, sizeof(e->why), "%s", ublk ? err.text : "no ublk");
 }
 
 static void gather(struct features *f)
@@ -96,7 +94,7 @@ static void gather(struct features *f)
 	if (ret)
 		snprintf(f->engine[2].why, sizeof(f->engine[2].why), "%s", err.text);
 	else
-		f->chosen = f->engine[2].name;
+		f->chosen = f->engine[f->engine[0].available ? 0 : 2].name;
 	f->zero_copy = !ret && (f->bits & ZERO_COPY) == ZERO_COPY;
 	if (!f->zero_copy)
 		snprintf(f->zero_copy_why, sizeof(f->zero_copy_why), "%s",

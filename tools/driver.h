@@ -5,7 +5,7 @@
 
 #include <stdbool.h>
 
-/* Have ublk_drv, and for engine @kernel ublk_bpf, loaded if it is a module that is not. Says nothing: whoever
+/* Have ublk_drv, and for an engine that needs it (@kernel) ublk_bpf, loaded if it is a module that is not. Says nothing: whoever
  * opens the control device will. */
 void driver_load(bool kernel);
 

@@ -20,12 +20,12 @@ case_features() {
 	expect 0 ublk-qcow2 features
 	silent
 	prints "$(uname -r)"
-	prints "kernel  available: works, not taken by auto until"
-	prints "auto takes:   server"
+	prints "kernel  available"
+	prints "auto takes:   kernel"
 	expect 0 ublk-qcow2 features --json
-	json '.ublk_control and .auto == "server" and (.features | index("CMD_IOCTL_ENCODE"))'
+	json '.ublk_control and .auto == "kernel" and (.features | index("CMD_IOCTL_ENCODE"))'
 	json '[.engines[] | .name] == ["kernel", "uring", "server"]'
-	json '.engines[] | select(.name == "kernel") | .available and (.why_not | startswith("works, not taken by auto"))'
+	json '.engines[] | select(.name == "kernel") | .available and .why_not == null'
 	json '.engines[] | select(.name == "server") | .available and (has("why_not") | not)'
 	json '.engines[] | select(.name == "uring") | .available == false and (.why_not | length > 0)'
 	json '.zero_copy == ((.features | index("AUTO_BUF_REG")) != null)'
@@ -312,7 +312,7 @@ case_read_only() {
 
 case_options() {
 	image a.qcow2 64M
-	attach --queues=1 --depth=8 --cache-size=256K --discard=ignore --block-size=4096 --engine=auto a.qcow2
+	attach --queues=1 --depth=8 --cache-size=256K --discard=ignore --block-size=4096 --engine=server a.qcow2
 	[ "$(blockdev --getss "$dev")" = 4096 ] || fail "block size"
 	[ "$(cat "/sys/block/${dev#/dev/}/queue/discard_max_bytes")" = 0 ] || fail "discard"
 	[ ! -e "/sys/block/${dev#/dev/}/mq/1" ] || fail "queues"
@@ -321,7 +321,7 @@ case_options() {
 	write_pattern "$dev" 1 z
 	detach "$dev"
 	clean a.qcow2
-	attach --lock=none --engine=server a.qcow2
+	attach --lock=none --engine=auto a.qcow2
 	expect 0 qemu-img info a.qcow2
 	[ "$(blockdev --getss "$dev")" = 512 ] || fail "default block size"
 	detach "$dev"

@@ -42,17 +42,58 @@ has() { # OFFSET-KIB BYTE
 
 case_features() {
 	expect 0 ublk-qcow2 features --json
-	json '.auto == "server" and (.engines[] | select(.name == "kernel") | .available)'
+	json '.auto == "kernel" and (.engines[] | select(.name == "kernel") | .available)'
 	image a.qcow2 64M
 	attach --engine=auto a.qcow2
-	[[ $dev = /dev/ublkb[0-9]* ]] || fail "auto: $dev"
-	detach "$dev"
-	UBLK_QCOW2_ENGINE=kernel attach a.qcow2
 	expect 0 ublk-qcow2 list --json
 	json '.[0].engine == "kernel" and (.[0].device | startswith("/dev/ublkbpf"))'
 	expect 1 rmmod ublk_bpf
 	detach --all
 	until_true rmmod ublk_bpf 2>err # the kernel frees the program a little later
+	env -u UBLK_QCOW2_ENGINE ublk-qcow2 attach a.qcow2 >out || fail "attach" # the module comes by itself
+	[[ $(cat out) = /dev/ublkbpf* ]] || fail "$(cat out)"
+	detach --all
+	until_true rmmod ublk_bpf 2>err
+	module=$(modinfo -n ublk_bpf)
+	mv "$module" .
+	expect 0 ublk-qcow2 features --json
+	json '.auto == "server" and (.engines[] | select(.name == "kernel") | .why_not | startswith("the kernel has no module ublk_bpf"))'
+	attach --engine=auto a.qcow2
+	[[ $dev = /dev/ublkb[0-9]* ]] || fail "auto: $dev"
+	detach --all
+	expect 1 ublk-qcow2 attach --engine=kernel a.qcow2
+	one_error
+	says "a.qcow2: --engine=kernel: the kernel has no module ublk_bpf"
+	mv ublk_bpf.ko "$module"
+	modprobe ublk_bpf
+}
+
+# The number is taken by a disk that is not over our device: `auto` goes on without, with the device's partitions.
+case_auto_falls_back() {
+	image a.qcow2 64M
+	kattach a.qcow2
+	printf 'label: gpt\nsize=16M\n' | sfdisk -q "$dev" || fail "sfdisk"
+	detach "$dev"
+	modprobe null_blk nr_devices=1 gb=1 memory_backed=0
+	"$build/tests/vm/bpf-disk" create /dev/nullb0 20 >out || fail "bpf-disk"
+	[ "$(cat out)" = 0 ] || fail "another number"
+	expect 1 ublk-qcow2 attach --engine=kernel a.qcow2
+	one_error
+	says "/dev/ublkbpf0: cannot be made: File exists"
+	expect 0 ublk-qcow2 attach --engine=auto a.qcow2
+	says "a.qcow2: engine server, not kernel: /dev/ublkbpf0: cannot be made: File exists"
+	dev=$(cat out)
+	[ "$dev" = /dev/ublkb0 ] || fail "$dev"
+	until_true test -b /dev/ublkb0p1
+	[ "$(property "$dev" SYSTEMD_READY)" != 0 ] || fail "udev still thinks that it is the lower one"
+	put 40000 a
+	has 40000 a
+	expect 0 ublk-qcow2 list --json
+	json '.[0].engine == "server"'
+	detach "$dev"
+	until_true "$build/tests/vm/bpf-disk" destroy 0
+	rmmod null_blk
+	sound a.qcow2
 }
 
 case_use() {
