@@ -157,6 +157,30 @@ case_nobody_wakes() {
 	sound a.qcow2
 }
 
+# Sixteen clusters that follow each other in the image are one I/O, to the slice's end.
+case_large_hits() {
+	local hits writes
+	image a.qcow2 128M
+	kattach a.qcow2
+	dd if=/dev/urandom of="$dev" bs=1M count=40 oflag=direct conv=fsync status=none
+	dd if="$dev" of=all bs=1M count=40 iflag=direct status=none # now it is all mapped
+	udevadm settle
+	hits=$(stat_of kernel_hits)
+	for at in 0 3 30; do
+		dd if="$dev" bs=1M skip=$at count=1 iflag=direct status=none | cmp - <(dd if=all bs=1M skip=$at count=1 status=none) ||
+			fail "other data"
+	done
+	(($(stat_of kernel_hits) - hits == 3)) || fail "1 MiB is more than one I/O: $(($(stat_of kernel_hits) - hits)) for 3"
+	dd if="$dev" bs=1M iflag=direct,skip_bytes skip=$(((32 << 20) - 524288)) count=1 status=none |
+		cmp - <(tail -c +$(((32 << 20) - 524287)) all | head -c 1M) || fail "other data over the slice's end"
+	(($(stat_of kernel_hits) - hits == 5)) || fail "not two I/Os over the slice's end"
+	writes=$(stat_of writes) # afterwards udev reads what was written
+	dd if=all of="$dev" bs=1M count=1 oflag=direct conv=notrunc status=none
+	(($(stat_of writes) - writes == 1)) || fail "a write of 1 MiB is more than one I/O"
+	detach "$dev"
+	sound a.qcow2
+}
+
 # Nobody serves the lower device: hits go on, misses wait.
 case_killed_worker() {
 	local supervisor waiting
@@ -314,7 +338,7 @@ coherent() {
 	echo 0 >$delay
 	json '.wrong == 0'
 	[ "$1" = 0 ] || hits=10
-	[ $events = 0 ] || misses=$((events * 9)) # an event's allocating writes; the first read is another
+	[ "$events" = 0 ] || misses=$((events * 9)) # an event's allocating writes; the first read is another
 	expect 0 ublk-qcow2 stats --json "$dev"
 	cat out
 	json ".kernel_hits > $hits and .misses > $misses and .slices <= 15"
@@ -331,6 +355,60 @@ case_coherence() {
 	coherent 5000 4k --ios=1500 --seed=13
 	# Reading a whole device with such hits takes long: a small one.
 	size=1M events=2 coherent 500000 4k --ios=0 --events=2 --groups=2 --group-blocks=8 --hot=1 --seed=7
+}
+
+# A host file system in memory, for many hits.
+mount_memory() { # FOLDER
+	local null=/sys/kernel/config/nullb/nullb0
+	modprobe null_blk nr_devices=0
+	mkdir $null
+	echo 256 >$null/size
+	echo 1 >$null/memory_backed
+	echo 1 >$null/irqmode
+	echo 1 >$null/power
+	mkfs.ext4 -q /dev/nullb0
+	mkdir "$1"
+	mount /dev/nullb0 "$1" || fail "mount"
+}
+
+# Reads as fast as they go, of what others write, discard, zero, copy and evict meanwhile, and whose worker is
+# replaced and killed, once or every minute.
+case_coherence_reads() {
+	local reads=100000 pause=3 pid
+	[ "$scale" = 1 ] || reads=5000000 pause=60 # of each
+	mount_memory host
+	for kind in snapshot empty; do
+		image -o cluster_size=4k host/image.qcow2 "$size"
+		if [ $kind = snapshot ]; then
+			qemu-io -c "write -q -P 0 0 $size" host/image.qcow2 || fail "qemu-io"
+			qemu-img snapshot -c before host/image.qcow2
+		fi
+		kattach --queues=2 --cache-size=64K host/image.qcow2
+		echo "$dev" >device
+		(
+			while sleep $pause && [ -e device ]; do
+				ublk-qcow2 restart "$dev"
+				sleep $pause
+				[ ! -e device ] || kill -9 "$(member pid)"
+				[ $pause != 3 ] || break
+			done
+		) >churn 2>&1 & pid=$!
+		judge 0 "$dev" --cluster=4096 --ios=$((reads / 100)) --reads=$reads --seed=21
+		rm device
+		wait $pid || fail "$(cat churn)"
+		until_true is_state live
+		json ".wrong == 0 and .reads > $reads"
+		expect 0 ublk-qcow2 stats --json "$dev"
+		cat out
+		json '.daemon_restarts > 0'
+		dd if="$dev" of=last.raw bs=1M iflag=direct status=none
+		detach "$dev"
+		expect 0 qemu-img compare -f raw -F qcow2 last.raw host/image.qcow2
+		sound host/image.qcow2
+		rm -f last.raw host/image.qcow2
+	done
+	umount host
+	rmdir /sys/kernel/config/nullb/nullb0
 }
 
 case_coherence_without_drain() {
@@ -352,6 +430,7 @@ case_coherence_without_drain() {
 
 modprobe ublk_drv
 modprobe ublk_bpf
-# The proof of coherence takes minutes: ./test long.
-[ $# -gt 0 ] || [ "${TEST_SCALE:-}" = long ] || set -- features use nobody_wakes killed_worker both_killed
+# The rest of the proof of coherence takes minutes: ./test long.
+[ $# -gt 0 ] || [ "${TEST_SCALE:-}" = long ] ||
+	set -- features auto_falls_back use large_hits nobody_wakes killed_worker both_killed lower_is_invisible coherence_reads
 run_cases "$@"

@@ -13,6 +13,9 @@
  * --groups of blocks; the groups lie far apart, to need more slices than a small table holds. The last
  * quarter of the device belongs to the events.
  *
+ * Many reads (--reads N): as many threads more read single blocks of the hot groups, as fast as they can, and
+ * the random I/O is spread evenly over that time.
+ *
  * Events (--events N, meanwhile): what only a missing drain can do. On the queue --slow-queue, whose hits
  * sleep (UBLK_QCOW2_TEST_HIT_DELAY of the debug build; random I/O keeps off it then), a block is read or,
  * every other time, written. While it sleeps its cluster is discarded through another queue, three flushes
@@ -74,8 +77,8 @@ struct thread {
 };
 
 static struct {
-	unsigned ios, events, seed, cluster, groups, group_blocks, hot, threads, slow_queue, backed, fill,
-		filled, until_wrong, events_first, judge;
+	unsigned ios, reads, events, seed, cluster, groups, group_blocks, hot, threads, slow_queue, backed,
+		fill, filled, until_wrong, events_first, judge;
 	const char *ledger, *log;
 } opt = { .seed = 1,
 	  .cluster = 65536,
@@ -91,7 +94,7 @@ static struct {
 
 static int fd;
 static unsigned blocks, queues, cpu_of[MAX_QUEUES];
-static uint64_t done; /* random I/Os */
+static uint64_t done, read_done; /* random I/Os; those of --reads */
 static volatile sig_atomic_t stopped;
 
 static void die(const char *what)
@@ -260,14 +263,38 @@ static bool go_on(void)
 	return !stopped && (!opt.until_wrong || !__atomic_load_n(&count.wrong, __ATOMIC_RELAXED));
 }
 
+/* Random I/O does not run ahead of --reads. */
+static void keep_pace(uint64_t ios)
+{
+	static const struct timespec nap = { .tv_nsec = 200000 };
+
+	while (ios * opt.reads > (__atomic_load_n(&read_done, __ATOMIC_RELAXED) + 1000) * opt.ios && go_on())
+		nanosleep(&nap, NULL);
+}
+
 static void *random_thread(void *arg)
 {
 	struct thread *t = arg;
+	uint64_t n;
 
 	pin(t->cpu);
 	t->buf = new_buffer();
-	while (add(&done, 1) <= opt.ios && go_on())
+	while ((n = add(&done, 1)) <= opt.ios && go_on()) {
+		if (opt.reads)
+			keep_pace(n);
 		random_io(t);
+	}
+	free(t->buf);
+	return NULL;
+}
+
+static void *reader_thread(void *arg)
+{
+	struct thread *t = arg;
+
+	t->buf = new_buffer();
+	while (add(&read_done, 1) <= opt.reads && go_on())
+		do_read(t->buf, group_start(pick(t, opt.hot)) + pick(t, opt.group_blocks), 1);
 	free(t->buf);
 	return NULL;
 }
@@ -279,14 +306,15 @@ static void start(struct thread *t, void *(*main)(void *arg))
 		die("thread");
 }
 
-static void start_random(struct thread *t, unsigned n)
+/* @n threads for random I/O, @readers more for --reads. */
+static void start_random(struct thread *t, unsigned n, unsigned readers)
 {
 	unsigned others = opt.events && queues > 1 ? queues - 1 : queues;
 
-	for (unsigned i = 0; i < n; i++) {
+	for (unsigned i = 0; i < n + readers; i++) {
 		t[i].cpu = cpu_of[(opt.slow_queue + 1 + i % others) % queues];
 		t[i].random = opt.seed * 1000003ull + i;
-		start(&t[i], random_thread);
+		start(&t[i], i < n ? random_thread : reader_thread);
 	}
 }
 
@@ -452,6 +480,7 @@ static const char *parse(int argc, char **argv)
 		unsigned *value;
 	} known[] = {
 		{ "--ios", &opt.ios },
+		{ "--reads", &opt.reads },
 		{ "--events", &opt.events },
 		{ "--seed", &opt.seed },
 		{ "--cluster", &opt.cluster },
@@ -501,8 +530,8 @@ static const char *parse(int argc, char **argv)
 
 static void workload(void)
 {
-	unsigned n = opt.ios ? opt.threads * queues : 0;
-	struct thread *t = calloc(n + 1, sizeof(*t));
+	unsigned n = opt.ios ? opt.threads * queues : 0, readers = opt.reads ? opt.threads * queues : 0;
+	struct thread *t = calloc(n + readers + 1, sizeof(*t));
 
 	if (!t)
 		die("threads");
@@ -510,10 +539,10 @@ static void workload(void)
 		fill();
 	if (opt.events_first)
 		events();
-	start_random(t, n);
+	start_random(t, n, readers);
 	if (!opt.events_first)
 		events();
-	for (unsigned i = 0; i < n; i++)
+	for (unsigned i = 0; i < n + readers; i++)
 		pthread_join(t[i].id, NULL);
 	free(t);
 }
