@@ -53,9 +53,11 @@ full() { # MiB to leave free
 	fallocate -l $(($(df --output=avail -B1 "$host" | tail -n 1) - $1 * mib)) "$host/filler"
 }
 
-life() { # IMAGE-OPTION...
+life() { # ATTACH IMAGE-OPTION...
+	local attach=$1
+	shift
 	image "$@" "$host/a.qcow2" 256M
-	attach "$host/a.qcow2"
+	$attach "$host/a.qcow2"
 	write_at 0 8 oflag=direct conv=notrunc,fsync
 	full 6
 
@@ -80,7 +82,7 @@ life() { # IMAGE-OPTION...
 	clean "$host/a.qcow2"
 	expect 0 ublk-qcow2 check "$host/a.qcow2"
 
-	attach --read-only "$host/a.qcow2"
+	$attach --read-only "$host/a.qcow2"
 	holds 0 8
 	holds 16 24
 	holds 100 8
@@ -111,16 +113,16 @@ closed_full() {
 
 case_direct() {
 	small_host 96
-	life
-	life -o cluster_size=4k
+	life attach
+	life attach -o cluster_size=4k
 	closed_full -o cluster_size=4k
 	no_host
 }
 
 case_4k_blocks() {
 	small_host 96 4096
-	life -o cluster_size=2M
-	life -o cluster_size=512
+	life attach -o cluster_size=2M
+	life attach_buffered -o cluster_size=512
 	no_host
 }
 

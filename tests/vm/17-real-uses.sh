@@ -50,12 +50,12 @@ same_as_shadow() { # DEVICE-OR-FILE
 	cmp "$1" "$shadow" || fail "$1 is not what its shadow is"
 }
 
-# image_is_shadow IMAGE: at rest, by QEMU's eyes; then through a device that cannot be written.
+# image_is_shadow IMAGE [ATTACH]: at rest, by QEMU's eyes; then through a device that cannot be written.
 image_is_shadow() {
 	settle "$1"
 	sync "$shadow"
 	expect 0 qemu-img compare -f raw -F qcow2 "$shadow" "$1"
-	attach --read-only "$1"
+	"${2:-attach}" --read-only "$1"
 	same_as_shadow "$dev"
 	detach "$dev"
 }
@@ -80,7 +80,7 @@ case_two_queues() {
 	image two.qcow2 192M
 	shadow_of two.qcow2
 	attach --queues=2 --depth=64 two.qcow2
-	[ "$(find "/sys/block/${dev#/dev/}/mq" -mindepth 1 -maxdepth 1 | wc -l)" = 2 ] || fail "not two queues"
+	[ "$(find "$(lower_sys)/mq" -mindepth 1 -maxdepth 1 | wc -l)" = 2 ] || fail "not two queues"
 	for q in 0 1; do
 		[ -n "$(sleeps $q)" ] || fail "no thread queue$q"
 		before+=("$(sleeps $q)")
@@ -134,15 +134,17 @@ neighbours() {
 
 # life_4k IMAGE CLUSTER REFCOUNT-BITS DIRECT: the page cache is used if a cluster is less than a block, and nobody has to guess.
 life_4k() {
+	local attach=attach
+	[ "$4" = true ] || attach=attach_buffered
 	image -o "cluster_size=$2,refcount_bits=$3" "$1" 16M
 	shadow_of "$1"
-	attach "$1"
+	$attach "$1"
 	expect 0 ublk-qcow2 list --json
 	json ".[0].direct_io == $4"
 	neighbours "$(numfmt --from=iec "${2^^}")"
 	same_as_shadow "$dev"
 	detach "$dev"
-	image_is_shadow "$1"
+	image_is_shadow "$1" $attach
 	drop_shadow
 }
 

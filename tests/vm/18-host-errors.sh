@@ -417,7 +417,7 @@ unwritable() { # OFFSET
 	flushes
 	same
 	kill_both
-	rm "/run/ublk-qcow2/${dev#/dev/ublkb}/journal"
+	rm "$(rundir)/journal"
 	expect 0 ublk-qcow2 detach --force "$dev"
 	leaky
 	attach "$disk"

@@ -43,14 +43,14 @@ case_first_use() {
 	silent
 	prints "$work/a.qcow2"
 	expect 0 ublk-qcow2 list --json
-	json "length == 1 and .[0].device == \"$dev\" and .[0].image == \"$work/a.qcow2\" and .[0].engine == \"server\""
+	json "length == 1 and .[0].device == \"$dev\" and .[0].image == \"$work/a.qcow2\" and .[0].engine == \"$engine\""
 	json '.[0].state == "live" and .[0].size == 268435456 and .[0].read_only == false'
 	json '.[0].pid != .[0].supervisor_pid'
 	[ "$(cat "/proc/$(jq '.[0].pid' <out)/comm")" = ublk-qcow2 ] || fail "pid"
 	[ "$(cat "/proc/$(jq '.[0].supervisor_pid' <out)/comm")" = ublk-qcow2 ] || fail "supervisor_pid"
 
 	expect 0 ublk-qcow2 stats "$dev" --json
-	json ".device == \"$dev\" and .engine == \"server\" and .daemon_restarts == 0"
+	json ".device == \"$dev\" and .engine == \"$engine\" and .daemon_restarts == 0"
 	json '[.hits, .misses, .reads, .writes, .read_bytes, .write_bytes, .flushes, .commits, .withdrawals, .drains, .slices] | all(type == "number")'
 	json '.write_bytes >= 1048576 and .writes >= 1 and .reads >= 1 and .hits + .misses >= 2'
 	expect 0 ublk-qcow2 stats "$dev"
@@ -311,17 +311,24 @@ case_read_only() {
 }
 
 case_options() {
+	local auto
 	image a.qcow2 64M
-	attach --queues=1 --depth=8 --cache-size=256K --discard=ignore --block-size=4096 --engine=server a.qcow2
+	attach --queues=1 --depth=8 --cache-size=256K --discard=ignore --block-size=4096 a.qcow2
 	[ "$(blockdev --getss "$dev")" = 4096 ] || fail "block size"
 	[ "$(cat "/sys/block/${dev#/dev/}/queue/discard_max_bytes")" = 0 ] || fail "discard"
-	[ ! -e "/sys/block/${dev#/dev/}/mq/1" ] || fail "queues"
+	[ ! -e "$(lower_sys)/mq/1" ] || fail "queues"
 	expect 0 ublk-qcow2 list --json
-	json '.[0].queues == 1 and .[0].depth == 8 and .[0].engine == "server"'
+	json '.[0].queues == 1 and .[0].depth == 8'
+	json ".[0].engine == \"$engine\""
 	write_pattern "$dev" 1 z
 	detach "$dev"
 	clean a.qcow2
-	attach --lock=none --engine=auto a.qcow2
+	expect 0 ublk-qcow2 features --json
+	auto=$(jq -r .auto out)
+	attach --engine=auto a.qcow2
+	is_of_engine "$auto"
+	detach "$dev"
+	attach --lock=none --engine=server a.qcow2
 	expect 0 qemu-img info a.qcow2
 	[ "$(blockdev --getss "$dev")" = 512 ] || fail "default block size"
 	detach "$dev"
@@ -531,11 +538,11 @@ case_background() {
 		[ "$(readlink "/proc/$process"/fd/[012] | sort -u)" = /dev/null ] || fail "standard files"
 		[ "$(ps -o sid= -p "$process" | tr -d ' ')" = "$supervisor" ] || fail "no session of its own"
 	done
-	[ "$(stat -c %a "/run/ublk-qcow2/${dev#/dev/ublkb}")" = 700 ] || fail "run directory's mode"
+	[ "$(stat -c %a "$(rundir)")" = 700 ] || fail "run directory's mode"
 	kill -HUP "$pid" "$supervisor"
 	kill -USR1 "$pid"
 	sleep 0.5
-	[ -e "/run/ublk-qcow2/${dev#/dev/ublkb}/dump" ] || fail "no dump"
+	[ -e "$(rundir)/dump" ] || fail "no dump"
 	write_pattern "$dev" 3 q
 	kill -TERM "$pid"
 	until_true is_dead "$supervisor"

@@ -5,6 +5,9 @@
 set -u
 base=$(mktemp -d /root/cli.XXXXXX)
 work=$base # a folder for each case
+export UBLK_QCOW2_ENGINE=${UBLK_QCOW2_ENGINE:-server} # of a device whose attach names none
+# shellcheck disable=SC2034 # the tests use it
+engine=$UBLK_QCOW2_ENGINE
 
 fail() {
 	echo "FAILED in ${FUNCNAME[2]:-?}, line ${BASH_LINENO[1]:-?}: $*"
@@ -47,7 +50,29 @@ attach() {
 	dev=$(cat "$work/out")
 	[[ $dev =~ ^/dev/ublkb(pf)?[0-9]+$ ]] || fail "attach printed \"$dev\""
 	[ -b "$dev" ] || fail "$dev is no block device"
+	[[ " $* " == *" --engine="* ]] || is_of_engine "$UBLK_QCOW2_ENGINE"
 }
+
+is_of_engine() {
+	case $1:$dev in
+	kernel:/dev/ublkbpf* | server:/dev/ublkb[0-9]*) ;;
+	*) fail "$dev is not of engine $1" ;;
+	esac
+}
+
+# As attach, of an image whose clusters are less than its host's blocks: the page cache is used, which engine kernel cannot.
+attach_buffered() {
+	if [ "$UBLK_QCOW2_ENGINE" = kernel ]; then
+		expect 1 ublk-qcow2 attach "$@"
+		one_error
+		says "--engine=kernel: needs direct I/O"
+	fi
+	attach --engine=server "$@"
+}
+
+# sysfs of the ublk device, which has the queues: with engine kernel it is the one below $dev; and the run directory.
+lower_sys() { echo "/sys/block/ublkb${dev##*[!0-9]}"; }
+rundir() { echo "/run/ublk-qcow2/${dev##*[!0-9]}"; }
 
 detach() {
 	expect 0 ublk-qcow2 detach "$@"
