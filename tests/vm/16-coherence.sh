@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Coherence of several queues: every byte they read while others discard, zero, copy away and reallocate is judged
-# (coherence.c). The smallest mapping table, so that its slots are evicted all the time. The debug build makes hits
-# slow; there the same test must find wrong reads when the drain is skipped.
+# (coherence.c). The smallest mapping table, so that its slots are evicted all the time. The debug build (engine kernel: the
+# module) makes hits slow; there the same test must find wrong reads when the drain is skipped.
 # kernels: stable backports
 # timeout: 9000
 # group: vm long
@@ -15,21 +15,33 @@ build=$(readlink -f "$(dirname "$0")/../../build")
 coherence=$build/tests/vm/coherence
 scale=1
 size=48M # 24 slices of 4 KiB clusters; the table holds 15
+events=(--ios=1500 --seed=7)
+slow=()
 [ "${TEST_SCALE:-}" != long ] || scale=70
+delay=/sys/module/ublk_bpf/parameters/test_delay_us
 slow_queue=1:500000 # each hit of queue 0 sleeps 0.5 s
 very_slow_queue=1:1500000
 slow_hits=15:20000:40 # on all four every 40th, 20 ms
 
-# debug_build DELAY [SKIP-DRAIN]: from here on ublk-qcow2 is the debug build; product: the product again.
+# debug_build DELAY [SKIP-DRAIN]: from here on ublk-qcow2 is the debug build; product: the product again. The module knows
+# no queues and no every 40th: all hits sleep 5 ms, or those that begin together with the event's slow one.
 debug_build() {
 	mkdir -p "$base/bin"
 	ln -sf "$build/tools/ublk-qcow2-guarded" "$base/bin/ublk-qcow2"
 	PATH=$base/bin:$PATH
 	export UBLK_QCOW2_TEST_HIT_DELAY=$1 UBLK_QCOW2_TEST_SKIP_DRAIN=${2:-0}
+	slow=()
+	if [ "$engine" = server ]; then return; fi
+	case $1 in
+	"$slow_hits") echo 5000 >$delay ;;
+	*) slow=("--slow-file=$delay" "--slow-us=${1#*:}") ;;
+	esac
 }
 product() {
 	PATH=${PATH#"$base/bin:"}
 	unset UBLK_QCOW2_TEST_HIT_DELAY UBLK_QCOW2_TEST_SKIP_DRAIN
+	slow=()
+	[ "$engine" = server ] || echo 0 >$delay
 }
 
 # judge STATUS ARG...: the verdict goes to the log.
@@ -78,13 +90,14 @@ coherent() {
 	shift 2
 	make_image "$kind" "$cluster"
 	attach --queues=4 --cache-size=64K image.qcow2
-	judge 0 "$dev" --cluster="$(numfmt --from=iec "$cluster")" "$@"
+	judge 0 "$dev" --cluster="$(numfmt --from=iec "$cluster")" "${slow[@]}" "$@"
 	json '.queues == 4 and .wrong == 0'
 	expect 0 ublk-qcow2 stats --json "$dev"
 	cat "$work/out"
 	json '.hits > 300 and .misses > 200 and .discards > 0 and .slices <= 15'
+	[ "$engine" = server ] || json '.kernel_hits > .hits / 2'
 	[ ! -v UBLK_QCOW2_TEST_HIT_DELAY ] || json '.drains > 0'
-	taskset -c "$(cut -d, -f1 "/sys/block/${dev#/dev/}/mq/1/cpu_list")" dd if="$dev" of=last.raw bs=1M iflag=direct status=none
+	taskset -c "$(cut -d, -f1 "$(lower_sys)/mq/1/cpu_list")" dd if="$dev" of=last.raw bs=1M iflag=direct status=none
 	detach "$dev"
 	check_image "$kind"
 	rm -f ./*.raw ./*.qcow2
@@ -123,8 +136,6 @@ case_slow_hits() {
 	product
 }
 
-events=(--ios=1500 --seed=7)
-
 case_slow_queue() {
 	debug_build $slow_queue
 	coherent empty 4k --events=6 "${events[@]}"
@@ -137,7 +148,7 @@ case_slow_queue() {
 without_drain() { # CLUSTER JUDGE-OPTION...
 	make_image empty "$1"
 	attach --queues=4 --cache-size=64K image.qcow2
-	judge 1 "$dev" --cluster="$(numfmt --from=iec "$1")" --events=20 --until-wrong "${@:2}" "${events[@]}"
+	judge 1 "$dev" --cluster="$(numfmt --from=iec "$1")" --events=20 --until-wrong "${slow[@]}" "${@:2}" "${events[@]}"
 	json '.wrong > 0'
 	head -n 3 "$work/err"
 	expect 0 ublk-qcow2 stats --json "$dev"
@@ -153,4 +164,5 @@ case_slow_queue_without_drain() {
 	product
 }
 
+[ "$engine" = server ] || modprobe ublk_bpf
 run_cases "$@"

@@ -21,7 +21,8 @@
  * every other time, written. While it sleeps its cluster is discarded through another queue, three flushes
  * let the host cluster become free, and writes of never-written clusters, first fit, take it. The slow read
  * must not see their data, and they must not see that of the slow write. With the drain the discard waits for
- * the slow I/O.
+ * the slow I/O. --slow-file=PATH, --slow-us=N: there are no slow queues; hits that begin while N is in that
+ * file sleep, and that is when the slow I/O begins.
  * --events-first: random I/O begins when they are over, so that nobody else takes the freed cluster: with
  * large clusters that is mostly somebody who writes another part of it, which a read cannot tell from a
  * discard.
@@ -77,9 +78,9 @@ struct thread {
 };
 
 static struct {
-	unsigned ios, reads, events, seed, cluster, groups, group_blocks, hot, threads, slow_queue, backed,
-		fill, filled, until_wrong, events_first, judge;
-	const char *ledger, *log;
+	unsigned ios, reads, events, seed, cluster, groups, group_blocks, hot, threads, slow_queue, slow_us,
+		backed, fill, filled, until_wrong, events_first, judge;
+	const char *ledger, *log, *slow_file;
 } opt = { .seed = 1,
 	  .cluster = 65536,
 	  .groups = 24,
@@ -332,6 +333,14 @@ static void *slow_io(void *arg)
 	return NULL;
 }
 
+static void make_hits_slow(unsigned us)
+{
+	FILE *f = opt.slow_file ? fopen(opt.slow_file, "w") : NULL;
+
+	if (opt.slow_file && (!f || fprintf(f, "%u\n", us) < 0 || fclose(f)))
+		die(opt.slow_file);
+}
+
 /* Cluster @c and the FRESH ones behind it have never been written. */
 static void event(unsigned c, bool is_write, char *buf, char *slow_buf)
 {
@@ -343,8 +352,10 @@ static void event(unsigned c, bool is_write, char *buf, char *slow_buf)
 
 	do_change(WRITE, buf, b, 1);
 	do_read(buf, b, 1);
+	make_hits_slow(opt.slow_us);
 	start(&slow, slow_io);
 	nanosleep(&until_it_sleeps, NULL);
+	make_hits_slow(0);
 	do_change(DISCARD, NULL, c, size);
 	for (unsigned i = 0; i < 3;
 	     i++) /* entries, refcounts, and then the third finds the second's work done */
@@ -435,6 +446,18 @@ static void fill(void)
 
 /* ---- the device ---- */
 
+/* A disk without queues is called by each CPU: engine kernel. */
+static void take_cpus(void)
+{
+	cpu_set_t set;
+
+	if (sched_getaffinity(0, sizeof(set), &set))
+		die("CPUs");
+	for (unsigned cpu = 0; cpu < CPU_SETSIZE && queues < MAX_QUEUES; cpu++)
+		if (CPU_ISSET(cpu, &set))
+			cpu_of[queues++] = cpu;
+}
+
 /* A CPU of each hardware queue. */
 static void find_queues(const struct stat *st)
 {
@@ -451,7 +474,9 @@ static void find_queues(const struct stat *st)
 			die(path);
 		fclose(f);
 	}
-	if (!queues)
+	if (!queues && S_ISBLK(st->st_mode))
+		take_cpus();
+	else if (!queues)
 		queues = 1; /* a file */
 }
 
@@ -488,6 +513,7 @@ static const char *parse(int argc, char **argv)
 		{ "--group-blocks", &opt.group_blocks },
 		{ "--hot", &opt.hot },
 		{ "--slow-queue", &opt.slow_queue },
+		{ "--slow-us", &opt.slow_us },
 		{ "--threads", &opt.threads },
 		{ "--backed", &opt.backed },
 		{ "--fill", &opt.fill },
@@ -499,7 +525,9 @@ static const char *parse(int argc, char **argv)
 	static const struct {
 		const char *name;
 		const char **value;
-	} text[] = { { "--ledger=", &opt.ledger }, { "--log=", &opt.log } };
+	} text[] = { { "--ledger=", &opt.ledger },
+		     { "--log=", &opt.log },
+		     { "--slow-file=", &opt.slow_file } };
 	const char *device = NULL;
 
 	errno = EINVAL;
