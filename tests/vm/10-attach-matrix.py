@@ -3,11 +3,13 @@
 # kernels: stable backports
 # timeout: 3600
 # group: vm long
+# engines: both
 # vm: --cpus=4
 """The end-to-end matrix: images made by qemu-img are attached, compared, changed at random and detached.
 
 The images: a pairwise covering set of the FACTORS, some by hand, and those kept in tests/images. By default each kernel
-has every other one of them, with TEST_SCALE=long each has all.
+has every other one of them, with TEST_SCALE=long each has all. Each image is attached with one of the engines, unless
+UBLK_QCOW2_ENGINE names one for all.
 
 Every image: the device must read as `qemu-img convert` says, by the page cache and by O_DIRECT; random writes, zeroes,
 discards and flushes are kept in a shadow (one by one, 16 threads, the page cache; on deep queues fio with verify); after
@@ -33,6 +35,7 @@ LONG = os.environ.get("TEST_SCALE") == "long"
 SCALE = 10 if LONG else 1
 WORK = "/root/matrix"
 HOST = {512: WORK + "/h512", 4096: WORK + "/h4096"}  # ext4 on devices with such blocks
+ENGINE = os.environ.get("UBLK_QCOW2_ENGINE")
 KEPT = os.path.join(os.path.dirname(os.path.realpath(__file__)), "../images")
 
 PREALLOCATED = ("metadata", "falloc", "full")
@@ -46,6 +49,7 @@ FACTORS = Factors({
     "queues": (1, 2, 4),
     "depth": (1, 4, 32, 128),
     "block": (512, 4096),
+    "engine": ("server", "kernel"),
 }, [(("compat", "0.10"), ("refcount", bits)) for bits in (1, 2, 4, 8, 32, 64)] +
     [(("compat", "0.10"), ("data", "zstd")),
      (("refcount", 1), ("data", "snapshot"))] +
@@ -78,8 +82,8 @@ class Image:
     writable = True
     recorded = None  # SHA-256 of its content and {name: SHA-256} of its snapshots'
 
-    def __init__(self, name, host=512, block=512, queues=None, depth=32, attach=()):
-        self.name, self.block, self.queues, self.depth = name, block, queues, depth
+    def __init__(self, name, host=512, block=512, queues=None, depth=32, engine="server", attach=()):
+        self.name, self.host, self.block, self.queues, self.depth, self.engine = name, host, block, queues, depth, engine
         self.dir = os.path.join(HOST[host], name)
         self.image = os.path.join(self.dir, "image.qcow2")
         self.attach = ["--block-size=%d" % block, "--depth=%d" % depth, *attach]
@@ -222,18 +226,19 @@ def covering(row, index):
     }[row["backing"]]
     name = "c%(cluster)s-rc%(refcount)d-%(compat)s-%(data)s-%(backing)s-h%(host)d-q%(queues)d-d%(depth)d-b%(block)d" % row
     opts = "cluster_size=%(cluster)s,refcount_bits=%(refcount)d,compat=%(compat)s" % row
-    return Made(name, size, opts, row["data"], backing, **{k: row[k] for k in ("host", "block", "queues", "depth")})
+    return Made(name, size, opts, row["data"], backing, **{k: row[k] for k in ("host", "block", "queues", "depth", "engine")})
 
 
 def all_images():
     rows = FACTORS.covering_set()
     images = [covering(row, i) for i, row in enumerate(rows)] + [
         Made("defaults", 32 * M + 1536, depth=64),
-        Made("zstd-snapshot", 8 * M, "compression_type=zstd", "snapshot", host=4096),
+        Made("zstd-snapshot", 8 * M, "compression_type=zstd", "snapshot", host=4096, engine="kernel"),
         Made("lazy-refcounts", 4 * M, "cluster_size=4k,lazy_refcounts=on"),
-        Made("small-cache", 12 * M, "cluster_size=512", attach=["--cache-size=64K"]),
+        Made("small-cache", 12 * M, "cluster_size=512", engine="kernel", attach=["--cache-size=64K"]),
     ]
-    images += [Kept(name) for name in sorted(os.listdir(KEPT)) if os.path.isdir(os.path.join(KEPT, name))]
+    kept = [name for name in sorted(os.listdir(KEPT)) if os.path.isdir(os.path.join(KEPT, name))]
+    images += [Kept(name, engine=("server", "kernel")[i // 2 % 2]) for i, name in enumerate(kept)]  # both, on each kernel
     assert not FACTORS.uncovered(rows), "pairs without an image: %s" % FACTORS.uncovered(rows)
     assert len(rows) >= 60 and len({image.name for image in images}) == len(images), "%d images" % len(rows)
     return images
@@ -292,7 +297,13 @@ def judge(image, shadow):
 
 
 def attach(image, *more):
-    path = run("ublk-qcow2", "attach", *image.attach, *more, image.image).splitlines()[-1]  # behind what was repaired
+    engine = ENGINE or image.engine
+    argv = "ublk-qcow2", "attach", *image.attach, *more, image.image
+    if engine == "kernel" and image.cluster < image.host:
+        assert "--engine=kernel: needs direct I/O" in run(*argv, "--engine=kernel", status=1)
+        engine = "server"
+    path = run(*argv, "--engine=" + engine).splitlines()[-1]  # behind what was repaired
+    assert (engine == "kernel") == path.startswith("/dev/ublkbpf"), path
     with open("/sys/block/%s/size" % os.path.basename(path)) as f:
         size = int(f.read()) * 512
     assert size == image.size // image.block * image.block, size
@@ -303,7 +314,7 @@ def use(image, shadow):
     """The device's life; returns its statistics."""
     path = attach(image)
     try:
-        queues = len(os.listdir("/sys/block/%s/mq" % os.path.basename(path)))
+        queues = len(os.listdir("/sys/block/%s/mq" % os.path.basename(path).replace("bpf", "b")))
         assert not image.queues or queues == image.queues, "%d queues" % queues
         dev = Device(path, shadow, image.block, image.name)
         try:
@@ -316,8 +327,10 @@ def use(image, shadow):
     finally:
         run("ublk-qcow2", "detach", path)
     assert stats["hits"] > 0 and stats["misses"] > 0, stats
+    assert (stats["engine"] == "kernel") == (stats["kernel_hits"] > 0), stats
     assert not os.path.exists(path), "the device stayed"
-    return "%5d hits, %5d misses, %4d commits, %3d drains" % tuple(stats[k] for k in ("hits", "misses", "commits", "drains"))
+    return "%s, %5d hits, %5d misses, %4d commits, %3d drains" % tuple(
+        stats[k] for k in ("engine", "hits", "misses", "commits", "drains"))
 
 
 def look_only(image, shadow):
