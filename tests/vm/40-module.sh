@@ -3,6 +3,7 @@
 # The module ublk_bpf with its self-test programs, over a memory-backed null_blk: what the program says is what happens, the
 # refusals, a full load with detach, replacement and drains, and that everything can be taken away again.
 # kernels: stable backports
+# engines: kernel
 # timeout: 400
 # group: vm
 set -eu -o pipefail

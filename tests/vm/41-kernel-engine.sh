@@ -4,6 +4,7 @@
 # and coherence, with a module that sleeps between a hit's lookup and its I/O; there the same test must find wrong
 # reads when withdrawals do not drain.
 # kernels: stable backports
+# engines: kernel
 # timeout: 1800
 # group: vm long
 # shellcheck source-path=SCRIPTDIR
