@@ -205,6 +205,8 @@ static int take_image(struct link *l, struct link_start *s)
 
 	if (!s->custody.recover || store_find(&l->files, s->state.image, role) >= 0)
 		return 0;
+	if (s->custody.node && s->custody.node != run_node(l->id))
+		return 0; /* that number is somebody else's now, as is the disk over it */
 	fd = upper_image(l->id);
 	if (fd == -ENOENT)
 		return 0;

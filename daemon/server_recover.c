@@ -40,11 +40,10 @@ static int look_up(struct server *s, const struct server_options *opt, struct qc
 /* The last server was stopping: finish that. */
 static int finish_stop(struct server *s, const struct server_options *opt, struct qcow2_error *err)
 {
-	int ret = upper_remove(opt->custody->id);
+	int id = opt->custody->id, ret = s->id < 0 ? upper_bury(id) : upper_remove(id);
 
 	if (ret && ret != -EBUSY) /* then it is there, but silent */
-		ret = qcow2_fail(err, ret, "/dev/ublkbpf%d: cannot be removed: %s", opt->custody->id,
-				 strerror(-ret));
+		ret = qcow2_fail(err, ret, "/dev/ublkbpf%d: cannot be removed: %s", id, strerror(-ret));
 	else
 		ret = server_open_image(s, opt, 1, err);
 	if (ret) {

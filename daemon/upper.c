@@ -131,7 +131,7 @@ int upper_destroy(int control, int id)
 	return ret == -ENODEV ? 0 : ret;
 }
 
-int upper_remove(int id)
+static int remove_disk(int id, bool alive)
 {
 	struct ublk_bpf_info info;
 	int control = upper_open(NULL), ret;
@@ -139,10 +139,22 @@ int upper_remove(int id)
 	if (control < 0)
 		return control == -ENOENT ? 0 : control;
 	ret = upper_look(control, id, &info);
-	if (ret > 0 || (!ret && info.flags & UBLK_BPF_LOWER_DEAD))
+	if (ret > 0)
+		ret = alive ? upper_destroy(control, id) : 0;
+	else if (!ret && info.flags & UBLK_BPF_LOWER_DEAD)
 		ret = upper_destroy(control, id);
 	close(control);
 	return ret;
+}
+
+int upper_remove(int id)
+{
+	return remove_disk(id, true);
+}
+
+int upper_bury(int id)
+{
+	return remove_disk(id, false);
 }
 
 int upper_image(int id)

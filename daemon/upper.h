@@ -29,6 +29,8 @@ int upper_destroy(int control, int id);
 /* Destroy the disk over ublkb@id, or one whose lower device of that number is gone, if this machine has the
  * module at all. As upper_destroy(). */
 int upper_remove(int id);
+/* The same, but a disk over ublkb@id as it is now stays: it is another device's of that number. */
+int upper_bury(int id);
 /* A descriptor of the image file (the caller's), with its locks, as the disk over ublkb@id still has it.
  * -ENOENT: there is none. */
 int upper_image(int id);
