@@ -7,9 +7,9 @@
 # vm: --cpus=4
 """The end-to-end matrix: images made by qemu-img are attached, compared, changed at random and detached.
 
-The images: a pairwise covering set of the FACTORS, some by hand, and those kept in tests/images. By default each kernel
-has every other one of them, with TEST_SCALE=long each has all. Each image is attached with one of the engines, unless
-UBLK_QCOW2_ENGINE names one for all.
+The images: a pairwise covering set of the FACTORS, some by hand, and those kept in tests/images. Each has one of the engines
+(UBLK_QCOW2_ENGINE: all have that one), and each kernel every other one of an engine's. With TEST_SCALE=long each kernel has
+all of them, with each engine.
 
 Every image: the device must read as `qemu-img convert` says, by the page cache and by O_DIRECT; random writes, zeroes,
 discards and flushes are kept in a shadow (one by one, 16 threads, the page cache; on deep queues fio with verify); after
@@ -238,7 +238,7 @@ def all_images():
         Made("small-cache", 12 * M, "cluster_size=512", engine="kernel", attach=["--cache-size=64K"]),
     ]
     kept = [name for name in sorted(os.listdir(KEPT)) if os.path.isdir(os.path.join(KEPT, name))]
-    images += [Kept(name, engine=("server", "kernel")[i // 2 % 2]) for i, name in enumerate(kept)]  # both, on each kernel
+    images += [Kept(name, engine=FACTORS.values["engine"][i % 2]) for i, name in enumerate(kept)]
     assert not FACTORS.uncovered(rows), "pairs without an image: %s" % FACTORS.uncovered(rows)
     assert len(rows) >= 60 and len({image.name for image in images}) == len(images), "%d images" % len(rows)
     return images
@@ -297,7 +297,7 @@ def judge(image, shadow):
 
 
 def attach(image, *more):
-    engine = ENGINE or image.engine
+    engine = image.engine
     argv = "ublk-qcow2", "attach", *image.attach, *more, image.image
     if engine == "kernel" and image.cluster < image.host:
         assert "--engine=kernel: needs direct I/O" in run(*argv, "--engine=kernel", status=1)
@@ -382,18 +382,20 @@ def make_hosts():
 
 
 def selected(images, names):
-    """Those named; in ./test one half for each of the two kernels; else all."""
+    """(image, engine): those named; in ./test one half for each of the two kernels; else all, with each engine."""
+    engines = (ENGINE,) if ENGINE else FACTORS.values["engine"]
     half = {"stable": 0, "backports": 1}.get(os.environ.get("TEST_KERNEL"))
     if names or LONG or half is None:
-        return [image for image in images if not names or image.name in names]
-    return images[half::2]
+        return [(image, engine) for image in images if not names or image.name in names for engine in engines]
+    runs = [(image, ENGINE or image.engine) for image in images]
+    return [run for engine in engines for run in [r for r in runs if r[1] == engine][half::2]]
 
 
 def main():
     images = all_images()
     make_hosts()
     failed = []
-    for image in selected(images, sys.argv[1:]):
+    for image, image.engine in selected(images, sys.argv[1:]):
         faulthandler.dump_traceback_later(120 * SCALE, exit=True)  # a device that hangs
         try:
             run_image(image)
