@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* copy.h - the two ways a request's data reach us, chosen once per device. */
+/* copy.h - the ways a request's data reach us, chosen once per device. */
 #ifndef DAEMON_COPY_H
 #define DAEMON_COPY_H
 
@@ -12,6 +12,8 @@ struct request;
 
 struct copy_ops {
 	uint64_t flags; /* UBLK_F_* asked for; the kernel must have all of them */
+	bool buffered; /* the data I/Os of a mapped request, too, use r->buf, filled by take(), emptied by
+			  give() */
 	/* Make a queue's ring ready. 0 or -errno. */
 	int (*setup)(struct io_uring *ring, unsigned depth);
 	/* The part of FETCH and COMMIT_AND_FETCH that says where data go. */
@@ -23,13 +25,13 @@ struct copy_ops {
 	bool (*zero)(struct request *r, uint32_t at, uint32_t len);
 	/* Whether io_uring can transfer this request's data at all. */
 	bool (*can_map)(const struct ublksrv_io_desc *iod);
-	/* Move the data between the request and its own buffer r->buf, for the metadata thread. 0 or -errno.
-	 */
-	int (*take)(struct request *r, uint32_t len); /* of a WRITE, before it is sent */
-	int (*give)(struct request *r, uint32_t len); /* of a READ, when it came back */
+	/* Move the data between the request and its own buffer r->buf. 0 or -errno. */
+	int (*take)(struct request *r, uint32_t len); /* of a WRITE, before anybody uses them */
+	int (*give)(struct request *r, uint32_t len); /* of a READ, when they are all there */
 };
 
 extern const struct copy_ops copy_classic; /* every kernel: ublk copies to and from r->buf */
+extern const struct copy_ops copy_user; /* USER_COPY: Linux 6.5 */
 extern const struct copy_ops copy_zero; /* AUTO_BUF_REG, SUPPORT_ZERO_COPY and USER_COPY */
 
 #endif

@@ -33,7 +33,7 @@ struct queue_options {
 	const struct meta_files *files;
 	struct fastmap *map;
 	struct meta *meta;
-	struct arena *pool; /* buffers of missed requests, each of its size; NULL: every tag has its own */
+	struct arena *pool; /* buffers of requests, each of its size; NULL: every tag has its own */
 	const bool *hidden; /* while true only the disk over the device gets what is in it */
 };
 
@@ -62,12 +62,12 @@ struct request {
 	struct queue *q;
 	uint16_t tag;
 	uint16_t pending; /* data I/Os to come, plus one while they are being queued */
+	bool filled; /* buf has the data of the WRITE */
 	int error; /* the first of a data I/O */
 	uint32_t moved; /* bytes the data I/Os transferred */
 	uint32_t touched; /* bytes of buf that may be backed by memory */
 	struct fastmap_hold hold; /* while pending */
-	char *buf; /* MAX_IO_BYTES of address space; from the pool: while the metadata thread has the request
-		    */
+	char *buf; /* MAX_IO_BYTES of address space; from the pool: while the request needs one */
 	struct miss miss;
 	STAILQ_ENTRY(request) starved;
 };

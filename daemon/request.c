@@ -20,6 +20,7 @@
  * - A COMMIT always finds an SQE: data I/Os leave room for one per tag.
  * - Nothing here waits. A mapped request allocates and locks nothing; a missed one whose data the driver
  * leaves to us to copy takes a buffer from the pool, whose memory is there, or waits for one in q->starved.
+ * With user copy that is so for every request: it has its buffer before it is looked up.
  * (Where the driver copies, each tag has address space of its own, and pages appear when it is used.)
  */
 #include "arena.h"
@@ -109,15 +110,15 @@ static bool has_data(enum qcow2_req_op op)
 	return op == QCOW2_READ || op == QCOW2_WRITE;
 }
 
-static bool take_buffer(struct request *r)
+static bool take_buffer(struct request *r, uint64_t len)
 {
-	r->buf = arena_get(r->q->opt.pool, r->miss.req.len);
+	r->buf = arena_get(r->q->opt.pool, len);
 	r->miss.req.buf = r->buf;
+	r->filled = false;
 	return r->buf;
 }
 
-/* A buffer for its data; false: not now, it waits. First come, first served: a large one could wait forever.
- */
+/* A buffer for its data; false: not now, it waits. First come, first served, for the sake of large ones. */
 static bool get_buffer(struct request *r)
 {
 	struct queue *q = r->q;
@@ -126,7 +127,7 @@ static bool get_buffer(struct request *r)
 		request_touch(r, (uint32_t)r->miss.req.len);
 		return true;
 	}
-	if (STAILQ_EMPTY(&q->starved) && take_buffer(r))
+	if (r->buf || (STAILQ_EMPTY(&q->starved) && take_buffer(r, r->miss.req.len)))
 		return true;
 	STAILQ_INSERT_TAIL(&q->starved, r, starved);
 	return false;
@@ -140,12 +141,21 @@ static void put_buffer(struct request *r)
 	r->buf = NULL;
 }
 
+/* The data of a WRITE. */
+static int fill_buffer(struct request *r, uint32_t len)
+{
+	int ret = r->filled ? 0 : r->q->opt.copy->take(r, len);
+
+	r->filled = !ret;
+	return ret;
+}
+
 /* To the metadata thread. */
 static void send_missed(struct request *r)
 {
 	struct qcow2_req *req = &r->miss.req;
 	struct queue *q = r->q;
-	int ret = req->op == QCOW2_WRITE ? q->opt.copy->take(r, (uint32_t)req->len) : 0;
+	int ret = req->op == QCOW2_WRITE ? fill_buffer(r, (uint32_t)req->len) : 0;
 
 	if (ret) {
 		put_buffer(r);
@@ -167,6 +177,7 @@ static void serve_missed(struct request *r, const struct ublksrv_io_desc *iod)
 	if (op >= 0 && op != QCOW2_FLUSH && is_foreign(r->q, iod))
 		op = -EIO;
 	if (op < 0) {
+		put_buffer(r);
 		commit(r, op);
 		return;
 	}
@@ -182,24 +193,32 @@ void request_starved(struct queue *q)
 {
 	struct request *r;
 
-	while ((r = STAILQ_FIRST(&q->starved)) && take_buffer(r)) {
+	while ((r = STAILQ_FIRST(&q->starved)) && take_buffer(r, r->miss.req.len)) {
 		STAILQ_REMOVE_HEAD(&q->starved, starved);
 		send_missed(r);
 	}
 }
 
+/* It is done: the data of a READ leave the buffer, and that is not needed any more. */
+static void give_data(struct request *r, bool read, uint32_t len)
+{
+	int ret = read ? r->q->opt.copy->give(r, len) : 0;
+
+	put_buffer(r);
+	commit(r, ret ? ret : (int)len);
+}
+
 void request_answered(struct request *r)
 {
 	const struct qcow2_req *req = &r->miss.req;
-	int res = r->miss.res;
 
 	r->q->missed--;
-	if (!res && req->op == QCOW2_READ)
-		res = r->q->opt.copy->give(r, (uint32_t)req->len);
-	if (!res && has_data(req->op))
-		res = (int)req->len;
-	put_buffer(r);
-	commit(r, res);
+	if (!r->miss.res && has_data(req->op)) {
+		give_data(r, req->op == QCOW2_READ, (uint32_t)req->len);
+	} else {
+		put_buffer(r);
+		commit(r, r->miss.res);
+	}
 }
 
 /* ---- mapped requests ---- */
@@ -221,7 +240,13 @@ static void put_data(struct request *r)
 		return;
 	}
 	stat_add(&q->stats.hits, 1);
-	commit(r, (int)r->moved);
+	if (q->opt.copy->buffered) {
+		queue_guard_leave();
+		give_data(r, ublksrv_get_op(iod) == UBLK_IO_OP_READ, r->moved);
+		queue_guard_enter();
+	} else {
+		commit(r, (int)r->moved);
+	}
 }
 
 static void data_done(struct completion *c, int res, unsigned flags)
@@ -304,7 +329,8 @@ static bool serve_mapped(struct request *r, const struct ublksrv_io_desc *iod)
 	} else {
 		n = fastmap_lookup(q->opt.map, guest, iod->nr_sectors << 9, write, ext, MAX_EXTENTS);
 	}
-	if (!n || !aligned(q, ext, n)) {
+	if (!n || !aligned(q, ext, n) ||
+	    (q->opt.copy->buffered && write && fill_buffer(r, iod->nr_sectors << 9))) {
 		fastmap_leave(q->opt.map, q->opt.id, r->hold);
 		return false;
 	}
@@ -333,6 +359,9 @@ static bool try_mapped(struct request *r, const struct ublksrv_io_desc *iod)
 	default:
 		return false; /* a FLUSH above all: nobody else knows what it has to make durable */
 	}
+	if (r->q->opt.copy->buffered &&
+	    !(STAILQ_EMPTY(&r->q->starved) && take_buffer(r, (uint64_t)iod->nr_sectors << 9)))
+		return false;
 	queue_guard_enter();
 	mapped = serve_mapped(r, iod);
 	queue_guard_leave();

@@ -75,6 +75,21 @@ static unsigned choose_depth(const struct server_options *opt)
 	return depth < MAX_DEPTH ? depth : MAX_DEPTH;
 }
 
+/* The ways a request's data may reach us, best first. */
+static const struct copy_ops *const ways[] = { &copy_zero, &copy_user, &copy_classic };
+
+#define WAYS (sizeof(ways) / sizeof(*ways))
+
+/* The best of those that the flags of ADD_DEV allow. */
+const struct copy_ops *server_way_of(uint64_t flags)
+{
+	unsigned w = 0;
+
+	while ((flags & ways[w]->flags) != ways[w]->flags)
+		w++;
+	return ways[w];
+}
+
 /* ADD_DEV with a way of copying. */
 static int try_add(struct server *s, const struct server_options *opt, const struct copy_ops *copy)
 {
@@ -96,10 +111,10 @@ static int add_device(struct server *s, const struct server_options *opt, struct
 {
 	int ret = -EINVAL;
 
-	if ((ctrl_features(s->ctrl) & copy_zero.flags) == copy_zero.flags)
-		ret = try_add(s, opt, &copy_zero);
-	if (ret == -EINVAL) /* also a kernel that has the parts but not together */
-		ret = try_add(s, opt, &copy_classic);
+	/* a kernel may have the parts of one but not together */
+	for (unsigned w = test_switch_copy(); w < WAYS && ret == -EINVAL; w++)
+		if ((ctrl_features(s->ctrl) & ways[w]->flags) == ways[w]->flags)
+			ret = try_add(s, opt, ways[w]);
 	if (ret < 0)
 		return qcow2_fail(err, ret, "%s: cannot add a ublk device: %s", opt->image, strerror(-ret));
 	s->id = (int)s->info.dev_id;
@@ -166,7 +181,7 @@ static int make_pool(struct server *s, struct qcow2_error *err)
 	size_t most = (size_t)s->info.nr_hw_queues * s->info.queue_depth * MAX_IO_BYTES;
 	int ret = 0;
 
-	if (s->copy == &copy_zero)
+	if (s->copy != &copy_classic)
 		ret = arena_new(&s->pool, 4096, ARENA_LARGEST, most, more_buffers, s);
 	return ret ? qcow2_fail(err, ret, "%s: %s", s->node, strerror(-ret)) : 0;
 }

@@ -54,6 +54,7 @@ struct queue_options server_queue_settings(const struct server *s, const struct 
 int server_start_queues(struct server *s, const struct custody *custody, struct qcow2_error *err);
 int server_stack(struct server *s, struct qcow2_error *err);
 
+const struct copy_ops *server_way_of(uint64_t flags);
 uint64_t server_cache_size(const struct server_options *opt);
 void server_use_kernel(struct server *s);
 

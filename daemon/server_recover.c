@@ -31,7 +31,7 @@ static int look_up(struct server *s, const struct server_options *opt, struct qc
 		return qcow2_fail(err, ret, "%s: %s", s->node, strerror(-ret));
 	s->id = id;
 	s->stays = true;
-	s->copy = s->info.flags & UBLK_F_AUTO_BUF_REG ? &copy_zero : &copy_classic;
+	s->copy = server_way_of(s->info.flags);
 	if ((s->info.flags & RECOVERY_FLAGS) == RECOVERY_FLAGS)
 		return 0;
 	return qcow2_fail(err, -EOPNOTSUPP, "%s: the kernel cannot give it another process", s->node);

@@ -17,8 +17,8 @@ static struct {
 	unsigned long queues; /* bit mask */
 	unsigned long us, every;
 } delay;
-static unsigned long no_memory;
-static bool skip_fsync;
+static unsigned long no_memory, copy;
+static bool skip_fsync, skip_hangup;
 
 static void refuse(const char *name, const char *value)
 {
@@ -41,12 +41,15 @@ static void read_delay(const char *name, const char *value)
 		refuse(name, value);
 }
 
-static void read_no_memory(const char *name, const char *value)
+static void read_number(const char *name, unsigned long *number)
 {
+	const char *value = getenv(name);
 	char *end;
 
-	no_memory = strtoul(value, &end, 10);
-	if (*end || !no_memory)
+	if (!value)
+		return;
+	*number = strtoul(value, &end, 10);
+	if (*end || !*number)
 		refuse(name, value);
 }
 
@@ -61,16 +64,16 @@ static bool read_flag(const char *name)
 
 void test_switch_init(void)
 {
-	static const char delay_name[] = "UBLK_QCOW2_TEST_HIT_DELAY",
-			  memory_name[] = "UBLK_QCOW2_TEST_NO_MEMORY";
-	const char *hit_delay = getenv(delay_name), *memory = getenv(memory_name);
+	static const char delay_name[] = "UBLK_QCOW2_TEST_HIT_DELAY";
+	const char *hit_delay = getenv(delay_name);
 
 	fastmap_test_skip_drain = read_flag("UBLK_QCOW2_TEST_SKIP_DRAIN");
 	skip_fsync = read_flag("UBLK_QCOW2_TEST_SKIP_FSYNC");
+	skip_hangup = read_flag("UBLK_QCOW2_TEST_SKIP_HANGUP");
 	if (hit_delay)
 		read_delay(delay_name, hit_delay);
-	if (memory)
-		read_no_memory(memory_name, memory);
+	read_number("UBLK_QCOW2_TEST_NO_MEMORY", &no_memory);
+	read_number("UBLK_QCOW2_TEST_COPY", &copy);
 }
 
 void test_switch_hit(unsigned queue)
@@ -91,4 +94,14 @@ void test_switch_serve(bool on)
 bool test_switch_skip_fsync(void)
 {
 	return skip_fsync;
+}
+
+bool test_switch_skip_hangup(void)
+{
+	return skip_hangup;
+}
+
+unsigned test_switch_copy(void)
+{
+	return (unsigned)copy;
 }

@@ -7,9 +7,10 @@
  *   UBLK_QCOW2_TEST_HIT_DELAY=QUEUES:US[:EVERY]     on the queues of the bit mask QUEUES every EVERY-th hit
  *                                                   (default: each) sleeps US microseconds between its lookup
  *                                                   and its data I/O
- *   UBLK_QCOW2_TEST_NO_MEMORY=EVERY                 while it serves, every EVERY-th allocation of the metadata
- *                                                   thread fails
- *   UBLK_QCOW2_TEST_SKIP_FSYNC=1                    no fsync of the image is made; all of them succeed
+ *   UBLK_QCOW2_TEST_NO_MEMORY=EVERY                 while it serves, every EVERY-th allocation of the
+ * metadata thread fails UBLK_QCOW2_TEST_SKIP_FSYNC=1                    no fsync of the image is made; all of
+ * them succeed UBLK_QCOW2_TEST_COPY=N                          the N best ways of copying (server.c) are not
+ * used
  */
 #ifndef DAEMON_TEST_SWITCH_H
 #define DAEMON_TEST_SWITCH_H
@@ -17,13 +18,15 @@
 #include <stdbool.h>
 
 #ifdef QUEUE_GUARD
-/* Read the environment; before any queue thread runs. Ends the process when it cannot be understood. */
+/* Read the environment; before any other thread runs. Ends the process when it cannot be understood. */
 void test_switch_init(void);
 /* On the thread of that queue, while it holds the range counter. */
 void test_switch_hit(unsigned queue);
 /* On the metadata thread, when it begins (and ends) to serve. */
 void test_switch_serve(bool on);
 bool test_switch_skip_fsync(void);
+bool test_switch_skip_hangup(void);
+unsigned test_switch_copy(void);
 #else
 static inline void test_switch_init(void)
 {
@@ -42,6 +45,16 @@ static inline void test_switch_serve(bool on)
 static inline bool test_switch_skip_fsync(void)
 {
 	return false;
+}
+
+static inline bool test_switch_skip_hangup(void)
+{
+	return false;
+}
+
+static inline unsigned test_switch_copy(void)
+{
+	return 0;
 }
 #endif
 

@@ -31,3 +31,8 @@ run() { # CHECK-STATUS...: of our check afterwards
 run
 export UBLK_QCOW2_TEST_NO_MEMORY=211
 run 3 # a cluster that should be freed may leak
+unset UBLK_QCOW2_TEST_NO_MEMORY
+# Another way of copying than the best that this kernel has: user copy, or where that is the best, classic.
+UBLK_QCOW2_TEST_COPY=$([ "$TEST_KERNEL" = stable ] && echo 2 || echo 1)
+export UBLK_QCOW2_TEST_COPY
+run
