@@ -8,6 +8,8 @@
  * log-replay --some=SEED LOG TARGET POSITION
  *     writes of the entries from POSITION up to the next FLUSH or FUA, but without that, about half: the
  *     device lost power before it ended, having written part of its cache in no order.
+ * log-replay --stops LOG
+ *     prints how many times the first form would stop, one by one.
  * Exit status: 0, 1 = failed, 2 = usage, 3 = the log has ended before that stop.
  *
  * The log (Documentation/admin-guide/device-mapper/log-writes.rst), little endian, in sectors of the logged
@@ -38,6 +40,8 @@
 static const char last_mark[] = "dm-log-writes-end";
 
 enum flags { FLUSH = 1, FUA = 2, DISCARD = 4, MARK = 8, META = 16, ALL_FLAGS = 31 };
+
+#define STOPS (FLUSH | FUA | MARK)
 
 struct super {
 	uint64_t magic, version, entries;
@@ -214,7 +218,7 @@ static int replay_all(struct replay *r, unsigned long count)
 		if (read_entry(r, &e) || (!(e.flags & MARK) && apply(r, &e)))
 			return -1;
 		next_entry(r, &e);
-		count -= (e.flags & (FLUSH | FUA | MARK)) != 0;
+		count -= (e.flags & STOPS) != 0;
 	}
 	return count ? END_OF_LOG : 0;
 }
@@ -235,9 +239,25 @@ static int replay_some(struct replay *r, uint64_t seed)
 	return END_OF_LOG;
 }
 
+static int count_stops(struct replay *r)
+{
+	unsigned long stops = 1; /* the end */
+	struct entry e;
+
+	r->target_size = UINT64_MAX;
+	for (; r->entry < r->entries; next_entry(r, &e)) {
+		if (read_entry(r, &e))
+			return 1;
+		stops += (e.flags & STOPS) != 0;
+	}
+	printf("%lu\n", stops);
+	return 0;
+}
+
 static int usage(void)
 {
-	fprintf(stderr, "usage: log-replay [--some=SEED] LOG TARGET [POSITION [COUNT]]\n");
+	fprintf(stderr, "usage: log-replay [--some=SEED] LOG TARGET [POSITION [COUNT]]\n"
+			"       log-replay --stops LOG\n");
 	return 2;
 }
 
@@ -249,6 +269,10 @@ int main(int argc, char **argv)
 	unsigned long count;
 	int ret;
 
+	if (argc == 3 && !strcmp(argv[1], "--stops")) {
+		r.log_path = argv[2];
+		return open_log(&r) ? 1 : count_stops(&r);
+	}
 	if (argc > 1 && !strncmp(argv[1], some, strlen(some))) {
 		seed = argv[1] + strlen(some);
 		argc--;
