@@ -189,12 +189,12 @@ void ublk_bpf_aio_start(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *
 	unsigned int noio;
 	bool issued;
 
-	aio = mempool_alloc(&disk->aios, bio->bi_opf & REQ_NOWAIT ? GFP_NOWAIT : GFP_NOIO);
+	/* Not waited for: failed hits hold some while they wait for the daemon, which may wait for our counter. */
+	aio = mempool_alloc(&disk->aios, GFP_NOWAIT);
 	if (!aio) {
+		ublk_bpf_count(disk, refused);
 		ublk_bpf_leave(disk, token);
-		bio_end_io_acct(bio, start);
-		bio_wouldblock_error(bio);
-		percpu_ref_put(&disk->inflight);
+		ublk_bpf_redirect(disk, bio, start);
 		return;
 	}
 	aio->disk = disk;

@@ -141,12 +141,14 @@ static void finish(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *call,
 	percpu_ref_put(&disk->inflight);
 }
 
-/* The first @len bytes of @bio as a bio of their own; @bio, what is left, ends only after it. NULL: not
- * possible. */
+/*
+ * The first @len bytes of @bio as a bio of their own; @bio, what is left, ends only after it. NULL: no memory.
+ * Not waited for: that may be held by requests below, and the daemon may answer these only when the range's
+ * counter, which we hold, has fallen.
+ */
 static struct bio *split_front(struct ublk_bpf_disk *disk, struct bio *bio, u32 len)
 {
-	gfp_t gfp = bio->bi_opf & REQ_NOWAIT ? GFP_NOWAIT : GFP_NOIO;
-	struct bio *front = bio_split(bio, len >> SECTOR_SHIFT, gfp, &disk->split_bios);
+	struct bio *front = bio_split(bio, len >> SECTOR_SHIFT, GFP_NOWAIT, &disk->split_bios);
 
 	if (IS_ERR_OR_NULL(front)) /* ERR_PTR since 6.14 */
 		return NULL;
@@ -165,18 +167,14 @@ static void serve(struct ublk_bpf_disk *disk, struct bio *bio)
 	if (call.len < bio->bi_iter.bi_size) {
 		struct bio *front = split_front(disk, bio, call.len);
 
-		if (!front) {
-			if (call.action != UBLK_BPF_GO_BELOW)
-				ublk_bpf_leave(disk, token);
-			if (bio->bi_opf & REQ_NOWAIT)
-				bio_wouldblock_error(bio);
-			else
-				bio_io_error(bio);
-			percpu_ref_put(&disk->inflight);
-			return;
+		if (front) {
+			rest = bio;
+			bio = front;
+		} else if (call.action != UBLK_BPF_GO_BELOW) { /* whole */
+			ublk_bpf_leave(disk, token);
+			ublk_bpf_count(disk, refused);
+			call.action = UBLK_BPF_GO_BELOW;
 		}
-		rest = bio;
-		bio = front;
 	}
 	start = bio_start_io_acct(bio);
 	if (call.action == UBLK_BPF_GO_BELOW)
