@@ -137,7 +137,7 @@ struct ublk_bpf_stats {
 	__u64 splits;
 	__u64 punts;		/* file I/O given to the worker because of where the submitter stood */
 	__u64 again;		/* file I/O given to the worker because the file system would have slept */
-	__u64 refused;		/* misses because an action could not be done: bad slot, alignment, end of file, read-only, frozen */
+	__u64 refused;		/* misses because an action could not be done: bad slot, alignment, end of file, read-only, frozen, no memory */
 	__u64 failed;		/* misses because the file's I/O failed or was short: the mapping is to be withdrawn */
 	__u64 drains;
 };
