@@ -9,7 +9,7 @@
  * exactly one of: a `then` chain, r->waiting, the kernel.
  * - done() is called from poll() only, once, with 0 after every byte was transferred: short transfers,
  * -EAGAIN and -EINTR are resubmitted from io->progress. A read that ends at the end of the file is filled
- * with zeroes.
+ * with zeroes; with -EIO if the file was once longer, as somebody cut it off.
  * - A write with an fsync behind it (each commit stage of one block) is one submission: two SQEs,
  * IOSQE_IO_LINK. The fsync's result counts only if the write was complete when it started: a short write
  * cancels it and both are started again; a submission that stopped between the two (out of memory) let it run
@@ -75,6 +75,7 @@ struct ring_file {
 	struct ring *ring;
 	int fd;
 	bool direct;
+	uint64_t size; /* at least, unless somebody else cut it off: as found, as this ring wrote since */
 	char *path;
 };
 
@@ -411,6 +412,11 @@ static bool no_such_fallocate(int res)
 	return res == -EOPNOTSUPP || res == -EINVAL || res == -ENOSYS || res == -ENODEV;
 }
 
+static int end_at(const struct ring_file *f, uint64_t pos)
+{
+	return pos < f->size ? -EIO : 0;
+}
+
 /* A transfer of n bytes arrived: 0 = complete, 1 = go on, or -errno. */
 static int advance(struct host_io *io, unsigned n)
 {
@@ -420,13 +426,21 @@ static int advance(struct host_io *io, unsigned n)
 		return 0;
 	if (io->op == HOST_READ && (!n || n % align)) { /* the end of the file */
 		memset((char *)io->buf + (pos - io->off) + n, 0, left - n);
-		return 0;
+		return end_at(ring_file_of(io->file), pos + n);
 	}
 	n -= n % align;
 	if (!n)
 		return -EIO; /* a write that does not get on */
 	io->progress += n;
 	return 1;
+}
+
+static void note_size(struct host_io *io)
+{
+	struct ring_file *f = ring_file_of(io->file);
+
+	if ((io->op == HOST_WRITE || io->op == HOST_ZERO) && f->size < io->off + io->len)
+		f->size = io->off + io->len;
 }
 
 /* What a completion means for the I/O: 0 = complete, 1 = start the rest, or -errno. */
@@ -495,6 +509,8 @@ static void complete(struct ring *r, struct host_io *io, int res)
 	if (io->link_state && !linked_completed(r, io))
 		return;
 	res = outcome(io, res);
+	if (!res)
+		note_size(io);
 	if (io->then && io->then->link_state)
 		pred_completed(r, io, res);
 	else if (res > 0)
@@ -567,7 +583,7 @@ static int read_all(struct ring_file *f, char *buf, size_t len, uint64_t off)
 			return -errno;
 		if (!n || (size_t)n >= len || n % f->base.dio_align) { /* done, or the end of the file */
 			memset(buf + n, 0, len - (size_t)n);
-			return 0;
+			return (size_t)n >= len ? 0 : end_at(f, off + (uint64_t)n);
 		}
 		buf += n;
 		off += (uint64_t)n;
@@ -650,10 +666,11 @@ static int set_direct(int fd, bool direct)
 	return fcntl(fd, F_SETFL, flags | (direct ? O_DIRECT : 0)) ? -errno : 0;
 }
 
-/* Identity and alignment. A file whose file system does not say gets 4096, which every device takes. */
+/* Identity, size and alignment. A file whose file system does not say gets 4096, which every device takes. */
 static int inspect(struct ring_file *f)
 {
 	struct statx st;
+	int ret;
 
 	if (statx(f->fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_DIOALIGN, &st))
 		return -errno;
@@ -672,7 +689,8 @@ static int inspect(struct ring_file *f)
 		f->direct = false;
 	if (!f->direct)
 		f->base.dio_align = f->base.mem_align = 1;
-	return set_direct(f->fd, f->direct);
+	ret = fd_size(f->fd, &f->size);
+	return ret ? ret : set_direct(f->fd, f->direct);
 }
 
 int ring_file(struct ring *r, int fd, const char *path, bool read_only, bool direct, struct host_file **out,

@@ -13,7 +13,7 @@
 #include <sys/types.h>
 
 enum host_op {
-	HOST_READ, /* bytes past the end of the file read as zeroes */
+	HOST_READ, /* bytes past the end of the file read as zeroes; not those that somebody cut off */
 	HOST_WRITE, /* extends the file if need be */
 	HOST_ZERO, /* the range reads as zeroes afterwards and is allocated if the host can do that cheaply;
 		      extends the file */

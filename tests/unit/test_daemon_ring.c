@@ -187,6 +187,38 @@ static void behind_the_end_reads_as_zeroes(void **state)
 	}
 }
 
+/* What somebody cut off the file is not zeroes; what nobody ever wrote is. */
+static void cut_off(bool direct)
+{
+	struct fixture x = make(8, direct);
+	char *buf = aligned_buf(2 * BLOCK, 'a');
+
+	assert_int_equal(run(&x, HOST_WRITE, buf, BLOCK, 0), 0);
+	assert_int_equal(run(&x, HOST_WRITE, buf, BLOCK, BLOCK), 0);
+	assert_int_equal(run(&x, HOST_ZERO, NULL, BLOCK, 2ull * BLOCK), 0);
+	assert_int_equal(run(&x, HOST_READ, buf, BLOCK, 3ull * BLOCK), 0);
+	assert_int_equal(ftruncate(x.fd, 2ll * BLOCK), 0);
+	assert_int_equal(run(&x, HOST_READ, buf, BLOCK, 2ull * BLOCK), -EIO);
+	assert_int_equal(run(&x, HOST_READ, buf, BLOCK, 3ull * BLOCK), 0);
+	assert_int_equal(ftruncate(x.fd, BLOCK), 0);
+	assert_int_equal(run(&x, HOST_READ, buf, BLOCK, 0), 0);
+	assert_int_equal(run(&x, HOST_READ, buf, 2ull * BLOCK, 0), -EIO);
+	assert_int_equal(x.file->ops->pread(x.file, buf, 100, 100), 0);
+	assert_int_equal(x.file->ops->pread(x.file, buf, 100, BLOCK), -EIO);
+	assert_int_equal(x.file->ops->pread(x.file, buf, BLOCK, BLOCK / 2), -EIO);
+	assert_int_equal(x.file->ops->pread(x.file, buf, BLOCK, 3ull * BLOCK), 0);
+	assert_int_equal(run(&x, HOST_WRITE, buf, BLOCK, 2ull * BLOCK), 0);
+	assert_int_equal(run(&x, HOST_READ, buf, 2ull * BLOCK, BLOCK), 0);
+	drop(&x);
+	free(buf);
+}
+
+static void what_was_cut_off_is_an_error(void **state)
+{
+	cut_off(true);
+	cut_off(false);
+}
+
 static void chains_go_on_after_success(void **state)
 {
 	struct fixture x = make(4, true);
@@ -382,6 +414,7 @@ int main(void)
 		cmocka_unit_test(operations_buffered),
 		cmocka_unit_test(zeroes_by_writes_at_an_alignment),
 		cmocka_unit_test(behind_the_end_reads_as_zeroes),
+		cmocka_unit_test(what_was_cut_off_is_an_error),
 		cmocka_unit_test(chains_go_on_after_success),
 		cmocka_unit_test(chains_end_at_a_failure),
 		cmocka_unit_test(writes_with_linked_fsyncs),
