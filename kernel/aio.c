@@ -189,8 +189,9 @@ void ublk_bpf_aio_start(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *
 	unsigned int noio;
 	bool issued;
 
-	/* Not waited for: failed hits hold some while they wait for the daemon, which may wait for our counter. */
-	aio = mempool_alloc(&disk->aios, GFP_NOWAIT);
+	/* Not waited for: failed hits hold some while they wait for the daemon, which may wait for our
+	 * counter. */
+	aio = ublk_bpf_pretend_no_memory() ? NULL : mempool_alloc(&disk->aios, GFP_NOWAIT);
 	if (!aio) {
 		ublk_bpf_count(disk, refused);
 		ublk_bpf_leave(disk, token);

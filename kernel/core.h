@@ -13,6 +13,7 @@
 #include <linux/llist.h>
 #include <linux/mempool.h>
 #include <linux/percpu-refcount.h>
+#include <linux/random.h>
 #include <linux/refcount.h>
 #include <linux/wait.h>
 #include <linux/workqueue.h>
@@ -111,6 +112,14 @@ struct ublk_bpf_disk {
 #define ublk_bpf_count(disk, what) this_cpu_inc((disk)->counts->what)
 
 /* disk.c */
+extern unsigned int ublk_bpf_test_no_memory;
+static inline bool ublk_bpf_pretend_no_memory(void)
+{
+	unsigned int n = READ_ONCE(ublk_bpf_test_no_memory);
+
+	return unlikely(n) && !get_random_u32_below(n);
+}
+
 struct ublk_bpf_disk *ublk_bpf_disk_get(u32 id); /* NULL without such a disk */
 void ublk_bpf_disk_put(struct ublk_bpf_disk *disk);
 int ublk_bpf_disk_create(struct ublk_bpf_create *arg);

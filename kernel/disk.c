@@ -24,6 +24,10 @@ static unsigned int test_delay_us;
 module_param(test_delay_us, uint, 0644);
 MODULE_PARM_DESC(test_delay_us, "for tests: sleep this long between a hit's lookup and its I/O");
 
+unsigned int ublk_bpf_test_no_memory;
+module_param_named(test_no_memory, ublk_bpf_test_no_memory, uint, 0644);
+MODULE_PARM_DESC(test_no_memory, "for tests: one in this many hits or splits finds no memory");
+
 static DEFINE_XARRAY_ALLOC(disks);
 
 /* A bio on its way below: the upper bio stays behind, for accounting and for its own device's sake. */
@@ -142,14 +146,16 @@ static void finish(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *call,
 }
 
 /*
- * The first @len bytes of @bio as a bio of their own; @bio, what is left, ends only after it. NULL: no memory.
- * Not waited for: that may be held by requests below, and the daemon may answer these only when the range's
- * counter, which we hold, has fallen.
+ * The first @len bytes of @bio as a bio of their own; @bio, what is left, ends only after it. NULL: no
+ * memory. Not waited for: that may be held by requests below, and the daemon may answer these only when the
+ * range's counter, which we hold, has fallen.
  */
 static struct bio *split_front(struct ublk_bpf_disk *disk, struct bio *bio, u32 len)
 {
-	struct bio *front = bio_split(bio, len >> SECTOR_SHIFT, GFP_NOWAIT, &disk->split_bios);
+	struct bio *front = NULL;
 
+	if (!ublk_bpf_pretend_no_memory())
+		front = bio_split(bio, len >> SECTOR_SHIFT, GFP_NOWAIT, &disk->split_bios);
 	if (IS_ERR_OR_NULL(front)) /* ERR_PTR since 6.14 */
 		return NULL;
 	bio_chain(front, bio);

@@ -242,6 +242,22 @@ case_trace() {
 	sound a.qcow2
 }
 
+# What finds no memory goes below, whole.
+case_no_memory() {
+	local refused hits
+	image -o cluster_size=4k a.qcow2 64M
+	kattach a.qcow2
+	verified "$dev" --size=16M --io_size=24M
+	refused=$(counter refused) hits=$(counter hits)
+	echo 3 >/sys/module/ublk_bpf/parameters/test_no_memory
+	verified "$dev" --size=16M --io_size=16M
+	echo 0 >/sys/module/ublk_bpf/parameters/test_no_memory
+	"$bpf_disk" stats "$id"
+	(($(counter refused) - refused > 100 && $(counter hits) - hits > 100)) || fail "nothing was refused, or everything"
+	detach "$dev"
+	sound a.qcow2
+}
+
 # ---- many ----
 
 # An image on a file system on another disk of ours; and no file of a disk may lie on it, however deep.
