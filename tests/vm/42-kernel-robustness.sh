@@ -4,6 +4,7 @@
 # on a logical volume, a frozen file system, a truncated image, disks within disks, long chains, many devices, attaching and
 # detaching again and again, and calls to the module that fail half way.
 # kernels: stable backports
+# engines: kernel
 # timeout: 2400
 # group: vm long
 # shellcheck source-path=SCRIPTDIR
