@@ -168,6 +168,7 @@ static void empty(struct rundir *d)
 	unlinkat(d->dir, "supervisor", 0);
 	unlinkat(d->dir, "dump", 0);
 	unlinkat(d->dir, "lower", 0);
+	unlinkat(d->dir, "name", 0);
 }
 
 /* Move the journal out of the directory, to @path. False: there was none. */

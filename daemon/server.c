@@ -107,6 +107,23 @@ static int try_add(struct server *s, const struct server_options *opt, const str
 	return ctrl_add(s->ctrl, &s->info);
 }
 
+/* For udev's rule (tools/udev): a link by the image's name, as the number is another one next time. */
+static void name_for_udev(const struct server *s, const struct server_options *opt)
+{
+	static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._+-";
+	const char *slash = strrchr(opt->image, '/');
+	char path[300], name[256];
+	FILE *f = fopen(run_path(path, sizeof(path), s->id, "name"), "we");
+
+	snprintf(name, sizeof(name), "%s", slash ? slash + 1 : opt->image);
+	for (char *p = name + strspn(name, plain); *p; p += strspn(p, plain))
+		*p = '_';
+	if (!f)
+		return; /* nobody's run directory */
+	fprintf(f, "QCOW2_NAME=%s\n", name);
+	fclose(f);
+}
+
 static int add_device(struct server *s, const struct server_options *opt, struct qcow2_error *err)
 {
 	int ret = -EINVAL;
@@ -119,7 +136,10 @@ static int add_device(struct server *s, const struct server_options *opt, struct
 		return qcow2_fail(err, ret, "%s: cannot add a ublk device: %s", opt->image, strerror(-ret));
 	s->id = (int)s->info.dev_id;
 	snprintf(s->node, sizeof(s->node), "/dev/ublkb%d", s->id);
-	return opt->custody ? opt->custody->added(opt->custody->ctx, s->id, err) : 0;
+	ret = opt->custody ? opt->custody->added(opt->custody->ctx, s->id, err) : 0;
+	if (!ret && opt->custody)
+		name_for_udev(s, opt);
+	return ret;
 }
 
 /* What the driver is told, or was told when the device was added. */

@@ -152,12 +152,17 @@ case_ext4_over_backing() {
 
 # A partition table inside: its partitions appear and are usable when attach returns.
 case_partitions() {
-	image part.qcow2 256M
-	attach part.qcow2
+	local id='/dev/disk/by-id/qcow2-part_1_.qcow2'
+	image 'part(1).qcow2' 256M
+	attach 'part(1).qcow2'
 	printf 'label: gpt\nsize=64M\nsize=128M\n' | sfdisk -q "$dev" >"$work/out" 2>"$work/err" || fail "sfdisk"
 	detach "$dev"
-	attach part.qcow2
+	attach 'part(1).qcow2'
 	[ -b "${dev}p2" ] || fail "no partition after attach: $(lsblk "$dev")"
+	udevadm settle
+	[ "$(readlink -f "$id" "$id"-part[12] | tr '\n' ' ')" = "$dev ${dev}p1 ${dev}p2 " ] || fail "links: $(ls -l "$id"*)"
+	[ "$(readlink -f "/dev/disk/by-partuuid/$(lsblk -n -o PARTUUID "${dev}p1")")" = "${dev}p1" ] || fail "no link by partition"
+	[ "$(find /dev -name 'ublkb*p1' | wc -l)" = 1 ] || fail "partitions twice: $(ls /dev/ublkb*)"
 	expect 0 mkfs.ext4 -q "${dev}p2"
 	mounted "${dev}p2"
 	write_tree "$mnt/tree"
@@ -165,7 +170,9 @@ case_partitions() {
 	says "$mnt"
 	umount "$mnt"
 	detach "$dev"
-	settle part.qcow2
+	udevadm settle
+	[ -z "$(ls -d "$id"* 2>/dev/null)" ] || fail "links are left: $(ls -d "$id"*)"
+	settle 'part(1).qcow2'
 }
 
 run_cases "$@"
