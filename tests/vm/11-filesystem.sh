@@ -28,7 +28,7 @@ write_tree() { # DIRECTORY
 }
 
 # A real tree of sources, this project's own, as a tar archive and unpacked on the guest's root: $base/source and copies of it.
-copies=12
+copies=8
 top=$(cd "$(dirname "$0")/../.." && pwd)
 have_source() {
 	if [ -d "$base/source" ]; then return; fi

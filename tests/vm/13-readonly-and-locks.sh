@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
+# sample: stable+kernel
 # timeout: 300
 # group: vm
 # Who may use an image at the same time: read-only devices, QEMU's locks in both directions, shared backing files,

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Images of 64 TiB, and images cut off at every interesting length.
 # kernels: stable backports
+# sample: backports+server
 # timeout: 400
 # group: vm
 # shellcheck source=tests/vm/cli.bash

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
+# sample: stable+kernel
 # timeout: 400
 # group: vm
 # What a device could not write into its image when it went is kept, and the next attach applies it; or refuses, changes
