@@ -183,8 +183,11 @@ gone() { ! everything >"$work/left"; }
 
 # Detach does not take a device from its users, and they do not notice that somebody tried.
 case_in_use() {
+	local reader
 	image e.qcow2 256M
 	attach e.qcow2
+	load --rw=randread --rate_iops=20 # until it is killed: the other one may be faster than three refusals
+	reader=$load
 	load --runtime=4 --rw=randwrite --verify=crc32c --verify_fatal=1 --norandommap=0 --time_based=0 --size=96M
 	for _ in {1..100}; do
 		[ "$(awk '{print $5}' "/sys/block/${dev#/dev/}/stat")" -lt 20 ] || break
@@ -198,6 +201,8 @@ case_in_use() {
 		expect 1 ublk-qcow2 detach --all
 	done
 	wait "$load" || fail "fio: $(tail -n 5 "$work/fio")"
+	kill "$reader"
+	wait "$reader" || true
 	detach "$dev"
 	clean e.qcow2
 }
