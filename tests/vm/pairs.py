@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Pairwise covering sets: few rows, and any two values of different factors that may meet do so in one of them."""
 import itertools
+import random
 
 
 def pairs(row):
@@ -52,9 +53,15 @@ class Factors:
     def complete(self, seed, missing, turn):
         row = dict(seed)
         for name in rotated([n for n in self.values if n not in row], turn):
-            legal = [v for v in rotated(self.values[name], turn) if self.legal({**row, name: v})]
+            legal = [v for v in shuffled(self.values[name], name, turn) if self.legal({**row, name: v})]
             row[name] = max(legal, key=lambda v: sum(frozenset(((name, v), item)) in missing for item in row.items()))
         return row
+
+
+def shuffled(values, name, turn):
+    """By another order each turn, which has nothing to do with that of other factors: where all values are as good, factors of as
+    many values would go hand in hand otherwise."""
+    return random.Random("%s %d" % (name, turn)).sample(values, len(values))
 
 
 def rotated(values, by):
