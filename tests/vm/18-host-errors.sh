@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # timeout: 600
+# takes: 200
 # group: vm
 # Read and write errors of the host reach exactly the requests they belong to, and when the host is well again so is the
 # device. The image lies on a device-mapper device (offset in the image = offset on it) whose chosen sectors fail.
@@ -407,8 +408,7 @@ case_refblock_unreadable() { on_4096 refblock_unreadable; }
 
 # The processes are killed when the late flush was answered, and their journal is lost as if power had failed: whatever
 # was said to be durable is in the image.
-unwritable() { # OFFSET
-	fault error "$1" "$cluster" # it is in the cache, nobody reads it
+unwritable() {
 	no_flush
 	mode rw
 	reads 0 $((8 * per))
@@ -432,9 +432,10 @@ metadata() {
 	writes a 0 $((4 * per))
 	flushes
 	for what in refblock "l2_of 0" "word 40"; do # the last: the L1 table's place
+		fault error "$($what)" "$cluster" # it is in the cache, nobody reads it; and no commit by the clock is before the fault
 		writes b $((2 * per)) $((3 * per))
 		if [ "$what" = "word 40" ]; then writes b $table 1; fi
-		unwritable "$($what)"
+		unwritable
 		blkdiscard -o $((4 * cluster)) -l $((4 * cluster)) "$dev"
 		model '\0' $((4 * per)) $((4 * per))
 		flushes
