@@ -3,6 +3,7 @@
 # kernels: stable backports
 # sample: backports+kernel
 # timeout: 300
+# takes: 80
 # group: vm
 # The image's file system gets full while the image grows: writers are told, nothing else is damaged, it works again when
 # there is space, and the image is clean afterwards.

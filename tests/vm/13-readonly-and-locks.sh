@@ -3,6 +3,7 @@
 # kernels: stable backports
 # sample: stable+kernel
 # timeout: 300
+# takes: 60
 # group: vm
 # Who may use an image at the same time: read-only devices, QEMU's locks in both directions, shared backing files,
 # several devices.

@@ -5,6 +5,7 @@
 # makes, or it would meet a failure each time it is started again.)
 # kernels: stable backports
 # timeout: 300
+# takes: 60
 # group: vm
 set -eu -o pipefail
 command=$(dirname "$0")/../../build/tools/ublk-qcow2-guarded

@@ -4,6 +4,7 @@
 # kernels: stable backports
 # sample: backports+server
 # timeout: 400
+# takes: 90
 # group: vm
 # shellcheck source=tests/vm/cli.bash
 . "$(dirname "$0")/cli.bash"

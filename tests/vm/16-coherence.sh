@@ -5,6 +5,7 @@
 # module) makes hits slow; there the same test must find wrong reads when the drain is skipped.
 # kernels: stable backports
 # timeout: 9000
+# takes: 210
 # group: vm long
 # vm: --cpus=4
 # shellcheck source-path=SCRIPTDIR

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # timeout: 600
+# takes: 150
 # group: vm long
 # Uses with a second witness: whatever fio does to the device it does to a loop device as well, and both must hold the same
 # in the end. Two queues at depth 32; images on a host with 4096-byte blocks, with clusters below, at and above those; an

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # timeout: 400
+# takes: 120
 # group: vm
 # The processes of a device end while it is at work, in every way they can. Killed, they are brought back and clients only
 # wait; asked to end, they end in order; a device in use is not taken away.

@@ -3,6 +3,7 @@
 # kernels: stable backports
 # sample: stable+kernel
 # timeout: 400
+# takes: 50
 # group: vm
 # What a device could not write into its image when it went is kept, and the next attach applies it; or refuses, changes
 # nothing, and still keeps it.

@@ -5,6 +5,7 @@
 # kernels: stable backports
 # engines: kernel
 # timeout: 400
+# takes: 60
 # group: vm
 set -eu -o pipefail
 build=$(dirname "$(readlink -f "$0")")/../../build
