@@ -544,4 +544,6 @@ modprobe ublk_drv
 modprobe ublk_bpf
 modprobe loop
 modprobe null_blk nr_devices=0
+# All of it takes minutes: ./test long.
+[ $# -gt 0 ] || [ -n "$long" ] || set -- create_fails cycles file_size_limit frozen nested no_memory truncated without_btf
 run_cases "$@"
