@@ -12,9 +12,9 @@
  * - The thread ends when the driver has given up every tag (the device was stopped: nothing is in flight
  * then), or, if it has to quit early, once its data I/Os completed: the holds on the mapping table must be
  * given back.
- * - Buffers of the tags (there is no pool) are given back to the system when the queue was idle for a while and
- * nothing of it is in flight. With deferred task work the driver copies write data only inside our io_uring_enter(), so none can be lost;
- * without, they are kept.
+ * - Buffers of the tags (there is no pool) are given back to the system when the queue was idle for a while
+ * and nothing of it is in flight. With deferred task work the driver copies write data only inside our
+ * io_uring_enter(), so none can be lost; without, they are kept.
  *
  * When the thread ends, also by a crash, the driver fails what it had in flight, or, where it knows user
  * recovery, keeps it for the next server.
@@ -351,6 +351,11 @@ free_queue:
 	sem_destroy(&q->started);
 	free(q);
 	return ret;
+}
+
+bool queue_is_whole(const struct queue *q)
+{
+	return __atomic_load_n(&q->live, __ATOMIC_RELAXED) == q->opt.depth;
 }
 
 void queue_more(struct queue *q)

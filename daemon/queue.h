@@ -46,6 +46,8 @@ int queue_start(struct queue **out, const struct queue_options *opt, struct qcow
 void queue_join(struct queue *q, bool force);
 /* After meta_stop(): the metadata thread may use its buffers until then. */
 void queue_free(struct queue *q);
+/* Any thread, before the device is started: the driver has kept all of its FETCHes. */
+bool queue_is_whole(const struct queue *q);
 void queue_more(struct queue *q); /* any thread: the pool has buffers again */
 void queue_add_stats(const struct queue *q, struct server_stats *st); /* any thread */
 

@@ -381,7 +381,7 @@ static void command_done(struct completion *c, int res, unsigned flags)
 			serve_missed(r, iod);
 		return;
 	}
-	q->live--;
+	__atomic_store_n(&q->live, q->live - 1, __ATOMIC_RELAXED); /* for queue_is_whole() */
 	if (res != UBLK_IO_RES_ABORT)
 		q->quit = true; /* the driver fails what is in flight when the ring goes */
 }

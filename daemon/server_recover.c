@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #define RECOVERY_WAIT_MS 30000
+#define CANCEL_WAIT_MS 200
 
 static int look_up(struct server *s, const struct server_options *opt, struct qcow2_error *err)
 {
@@ -53,6 +54,12 @@ static int finish_stop(struct server *s, const struct server_options *opt, struc
 	return -ESHUTDOWN;
 }
 
+/* Its recovery was written anew, as far as servers that die during it are concerned. */
+static bool is_new_driver(const struct server *s)
+{
+	return ctrl_features(s->ctrl) & UBLK_F_QUIESCE;
+}
+
 /*
  * The driver of 6.12 goes through NULL in START_USER_RECOVERY if the last server had started the recovery and
  * died before each of its queues was ready (and refuses if none was). So each queue that is not ready becomes
@@ -64,7 +71,7 @@ static int settle_queues(struct server *s, const struct server_options *opt, str
 	struct queue *q;
 	int ret;
 
-	if (ctrl_features(s->ctrl) & UBLK_F_QUIESCE) /* a driver that was written anew */
+	if (is_new_driver(s))
 		return 0;
 	ret = server_open_char(s, opt, err);
 	if (ret)
@@ -89,7 +96,13 @@ static int settle_queues(struct server *s, const struct server_options *opt, str
 	return ret;
 }
 
-/* The dead server's rings let go of ublkcN some time after its end. */
+/*
+ * The dead server's rings let go of ublkcN some time after its end. Even then the driver of 6.12 may not be
+ * done with them: a work item, queued for each queue that lost its server, cancels every command that it
+ * finds. If it comes to that late it finds the FETCHes of the next server, and a request for such a tag is
+ * lost for ever, and with it the device: the next recovery waits for it. Nothing says when that work has
+ * ended; it only needs a CPU.
+ */
 static int start_recovery(struct server *s, struct qcow2_error *err)
 {
 	int ret = -EBUSY;
@@ -99,6 +112,8 @@ static int start_recovery(struct server *s, struct qcow2_error *err)
 		if (ret == -EBUSY)
 			server_nap();
 	}
+	for (unsigned ms = 0; ms < CANCEL_WAIT_MS && ret >= 0 && !is_new_driver(s); ms++)
+		server_nap();
 	if (ret < 0)
 		return qcow2_fail(err, ret, "%s: cannot be recovered: %s", s->node, strerror(-ret));
 	return 0;
@@ -106,8 +121,13 @@ static int start_recovery(struct server *s, struct qcow2_error *err)
 
 static int end_recovery(struct server *s, struct qcow2_error *err)
 {
-	int ret = ctrl_end_recovery(s->ctrl, s->id);
+	int ret = 0;
 
+	for (unsigned i = 0; i < s->queues; i++)
+		if (!queue_is_whole(s->queue[i]))
+			ret = -EAGAIN;
+	if (!ret)
+		ret = ctrl_end_recovery(s->ctrl, s->id);
 	if (ret < 0)
 		return qcow2_fail(err, ret, "%s: cannot be recovered: %s", s->node, strerror(-ret));
 	s->started = true;
