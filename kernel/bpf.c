@@ -2,8 +2,9 @@
 /*
  * The struct_ops ublk_bpf_ops, and the functions that its programs may call.
  *
- * A program belongs to one disk from reg to unreg, or until the disk is destroyed. disk->ops is read under
- * RCU only; it changes under disk->lock. A program answers by recording an action in the ublk_bpf_call around
+ * A program belongs to one disk from reg to unreg, or until the disk is destroyed. disk->ops changes under
+ * disk->lock and is called only with a range counter held, like any other word that a lookup depends on:
+ * whoever takes a program away drains. A program answers by recording an action in the ublk_bpf_call around
  * its ublk_bpf_io; it has no other way to write to either.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -12,7 +13,6 @@
 #include <linux/btf.h>
 #include <linux/btf_ids.h>
 #include <linux/module.h>
-#include <linux/rcupdate.h>
 
 #include "core.h"
 
@@ -38,7 +38,7 @@ __bpf_kfunc int ublk_bpf_io_hit(struct ublk_bpf_io *io, u32 slot, u64 offset, u3
 {
 	struct ublk_bpf_call *call = container_of(io, struct ublk_bpf_call, io);
 
-	if (slot >= UBLK_BPF_FILES || offset & (SECTOR_SIZE - 1) || offset > S64_MAX - len)
+	if (slot >= UBLK_BPF_FILES || offset & (SECTOR_SIZE - 1))
 		return -EINVAL;
 	if (record(io, len, UBLK_BPF_FILE_IO, 0))
 		return -EINVAL;
@@ -80,44 +80,25 @@ static const struct btf_kfunc_id_set kfunc_set = {
 	.set = &kfunc_ids,
 };
 
-/* -- calling a program -- */
+/* -- struct_ops -- */
 
-void ublk_bpf_tell(struct ublk_bpf_disk *disk, struct ublk_bpf_call *call, int result)
-{
-	struct ublk_bpf_ops *ops;
-
-	rcu_read_lock();
-	ops = rcu_dereference(disk->ops);
-	if (ops && ops->complete_io)
-		ops->complete_io(&call->io, result);
-	rcu_read_unlock();
-}
-
-/* Returns when no request is at the program or at work on its word. */
+/* Returns when no request is at the program that was there before, or at work on its word. */
 static void set_ops(struct ublk_bpf_disk *disk, struct ublk_bpf_ops *ops)
 {
+	struct ublk_bpf_ops *old = disk->ops;
+
 	lockdep_assert_held(&disk->lock);
-	rcu_assign_pointer(disk->ops, ops);
-	if (!ops) {
-		synchronize_rcu();
+	smp_store_release(&disk->ops, ops);
+	if (old)
 		ublk_bpf_drain_range(disk, 0, U64_MAX, false);
-	}
 }
 
 void ublk_bpf_detach(struct ublk_bpf_disk *disk)
 {
 	mutex_lock(&disk->lock);
-	if (rcu_access_pointer(disk->ops))
-		set_ops(disk, NULL);
+	set_ops(disk, NULL);
 	mutex_unlock(&disk->lock);
 }
-
-static struct ublk_bpf_ops *current_ops(struct ublk_bpf_disk *disk)
-{
-	return rcu_dereference_protected(disk->ops, lockdep_is_held(&disk->lock));
-}
-
-/* -- struct_ops -- */
 
 static int ops_reg(void *kdata, struct bpf_link *link)
 {
@@ -130,7 +111,7 @@ static int ops_reg(void *kdata, struct bpf_link *link)
 	mutex_lock(&disk->lock);
 	if (disk->state == UBLK_BPF_GONE)
 		ret = -ENODEV;
-	else if (current_ops(disk))
+	else if (disk->ops)
 		ret = -EBUSY;
 	else
 		set_ops(disk, ops);
@@ -147,7 +128,7 @@ static void ops_unreg(void *kdata, struct bpf_link *link)
 	if (!disk)
 		return;
 	mutex_lock(&disk->lock);
-	if (current_ops(disk) == ops) /* else its disk was destroyed, and this one only has the same number */
+	if (disk->ops == ops) /* else its disk was destroyed, and this one only has the same number */
 		set_ops(disk, NULL);
 	mutex_unlock(&disk->lock);
 	ublk_bpf_disk_put(disk);
@@ -165,14 +146,12 @@ static int ops_update(void *kdata, void *old_kdata, struct bpf_link *link)
 	if (!disk)
 		return -ENODEV;
 	mutex_lock(&disk->lock);
-	if (current_ops(disk) == old)
+	if (disk->ops == old)
 		set_ops(disk, ops);
 	else
 		ret = -ENODEV;
 	mutex_unlock(&disk->lock);
 	ublk_bpf_disk_put(disk);
-	if (!ret)
-		synchronize_rcu(); /* the old one's memory goes next */
 	return ret;
 }
 

@@ -8,11 +8,9 @@
 
 #include <linux/bio.h>
 #include <linux/blkdev.h>
-#include <linux/completion.h>
 #include <linux/fs.h>
 #include <linux/llist.h>
 #include <linux/mempool.h>
-#include <linux/percpu-refcount.h>
 #include <linux/random.h>
 #include <linux/refcount.h>
 #include <linux/wait.h>
@@ -54,6 +52,20 @@ struct ublk_bpf_call {
 	struct ublk_bpf_slot *file; /* what was in @slot, read once: the slot may be replaced meanwhile */
 };
 
+/* A bio, from the question about its front to the end of the file I/O that serves it. */
+struct ublk_bpf_aio {
+	struct kiocb iocb;
+	struct ublk_bpf_disk *disk;
+	struct bio *bio;
+	unsigned long start; /* of its accounting */
+	atomic_t *count; /* of its range, held: see drain.c */
+	long result;
+	atomic_t refs; /* its submission, its completion */
+	u32 segments;
+	struct llist_node node;
+	struct ublk_bpf_call call;
+};
+
 /* One range counter: see drain.c. */
 struct ublk_bpf_bucket {
 	atomic_t count[2];
@@ -81,16 +93,16 @@ enum ublk_bpf_state { UBLK_BPF_STARTING, UBLK_BPF_LIVE, UBLK_BPF_GONE };
 
 struct ublk_bpf_disk {
 	/* what a request reads */
-	struct ublk_bpf_ops __rcu *ops;
+	struct ublk_bpf_ops *ops; /* read only while a range counter is held */
 	struct ublk_bpf_bucket *buckets;
 	struct block_device *lower;
 	struct ublk_bpf_counts __percpu *counts;
 	struct ublk_bpf_slot *slots[UBLK_BPF_FILES];
 	u32 id;
 	u32 range_shift;
+	u64 range_mask; /* bytes of a range - 1 */
 	u32 block_mask; /* logical block size - 1 */
 	bool lower_dead;
-	struct percpu_ref inflight; /* bios that still touch this struct */
 	mempool_t aios;
 	struct bio_set split_bios, clone_bios;
 	struct ublk_bpf_punt issue; /* file I/O that must not or could not be started by its submitter */
@@ -106,7 +118,6 @@ struct ublk_bpf_disk {
 	refcount_t refs;
 	struct gendisk *gendisk;
 	struct file *lower_file;
-	struct completion idle;
 };
 
 #define ublk_bpf_count(disk, what) this_cpu_inc((disk)->counts->what)
@@ -125,12 +136,35 @@ void ublk_bpf_disk_put(struct ublk_bpf_disk *disk);
 int ublk_bpf_disk_create(struct ublk_bpf_create *arg);
 int ublk_bpf_disk_destroy(struct ublk_bpf_disk *disk);
 bool ublk_bpf_is_ours(const struct gendisk *gendisk);
-/* Takes @bio, accounted since @start, to the lower device; drops the inflight reference when it ends. */
+/* Takes @bio, accounted since @start, to the lower device. */
 void ublk_bpf_redirect(struct ublk_bpf_disk *disk, struct bio *bio, unsigned long start);
 
 /* drain.c */
-u32 ublk_bpf_enter(struct ublk_bpf_disk *disk, u64 offset);
-void ublk_bpf_leave(struct ublk_bpf_disk *disk, u32 token);
+static inline void ublk_bpf_leave(struct ublk_bpf_disk *disk, atomic_t *count)
+{
+	/* atomic_dec_and_test() is a full fence: pairs with that of prepare_to_wait() */
+	if (atomic_dec_and_test(count) && unlikely(waitqueue_active(&disk->drain_wait)))
+		wake_up_all(&disk->drain_wait);
+}
+
+/* Raises the counter of @offset's range, to be left again; what depends on it is read afterwards. */
+static inline atomic_t *ublk_bpf_enter(struct ublk_bpf_disk *disk, u64 offset)
+{
+	struct ublk_bpf_bucket *b = &disk->buckets[(offset >> disk->range_shift) % UBLK_BPF_BUCKETS];
+
+	for (;;) {
+		u32 phase = READ_ONCE(b->phase);
+		atomic_t *count = &b->count[phase & 1];
+
+		atomic_inc(count);
+		smp_mb__after_atomic();
+		/* acquire: the lookup comes after this look */
+		if (likely(smp_load_acquire(&b->phase) == phase))
+			return count;
+		ublk_bpf_leave(disk, count);
+	}
+}
+
 /* @length is at least 1; offset + length may saturate. */
 bool ublk_bpf_is_drained(struct ublk_bpf_disk *disk, u64 offset, u64 length);
 /* 0 or, only if @killable, -EINTR. */
@@ -142,11 +176,11 @@ int ublk_bpf_slot_get(struct ublk_bpf_disk *disk, struct ublk_bpf_file *arg);
 void ublk_bpf_slot_free(struct ublk_bpf_slot *slot);
 
 /* aio.c */
-/* Whether the recorded file I/O can be done on the front of @bio; sets call->file. */
-bool ublk_bpf_aio_possible(struct ublk_bpf_disk *disk, struct ublk_bpf_call *call, struct bio *bio);
-/* Serves @bio from its file; keeps the counter @token until that is over. */
-void ublk_bpf_aio_start(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *call, struct bio *bio,
-			unsigned long start, u32 token);
+/* Only disk and bio are set. NULL: no memory at once; it is not waited for. */
+struct ublk_bpf_aio *ublk_bpf_aio_get(struct ublk_bpf_disk *disk, struct bio *bio);
+void ublk_bpf_aio_free(struct ublk_bpf_disk *disk, struct ublk_bpf_aio *aio);
+/* Serves aio->bio from its file; the counter is held until that is over. */
+void ublk_bpf_aio_start(struct ublk_bpf_aio *aio);
 void ublk_bpf_issue_work(struct work_struct *work);
 void ublk_bpf_retry_work(struct work_struct *work);
 int ublk_bpf_aio_init(struct ublk_bpf_disk *disk);
@@ -156,6 +190,5 @@ void ublk_bpf_aio_cache_exit(void);
 /* bpf.c */
 int ublk_bpf_struct_ops_init(void);
 void ublk_bpf_detach(struct ublk_bpf_disk *disk);
-void ublk_bpf_tell(struct ublk_bpf_disk *disk, struct ublk_bpf_call *call, int result);
 
 #endif

@@ -3,9 +3,10 @@
  * The disk: asks the program about each plain read and write, splits, and hands on. Owns the life of struct
  * ublk_bpf_disk.
  *
- * Every bio holds disk->inflight from ->submit_bio until the last touch of the disk; destroying waits for it.
- * A disk is in the index from before its partition scan, so that the daemon, which serves that scan, can
- * already drain it.
+ * Whoever submits a bio has the disk open until the bio ends, and a disk that is open is not destroyed:
+ * nothing here touches the disk after bio_endio(), except a ->submit_bio, which del_gendisk() waits for, and
+ * punt(). A disk is in the index from before its partition scan, so that the daemon, which serves that scan,
+ * can already drain it.
  */
 #include <linux/delay.h>
 #include <linux/file.h>
@@ -32,7 +33,6 @@ static DEFINE_XARRAY_ALLOC(disks);
 
 /* A bio on its way below: the upper bio stays behind, for accounting and for its own device's sake. */
 struct redirected {
-	struct ublk_bpf_disk *disk;
 	unsigned long start;
 	struct bio clone; /* last: its inline vectors follow */
 };
@@ -40,7 +40,6 @@ struct redirected {
 static void redirected_end(struct bio *clone)
 {
 	struct redirected *r = container_of(clone, struct redirected, clone);
-	struct ublk_bpf_disk *disk = r->disk;
 	struct bio *bio = clone->bi_private;
 	unsigned long start = r->start;
 
@@ -48,7 +47,6 @@ static void redirected_end(struct bio *clone)
 	bio_put(clone);
 	bio_end_io_acct(bio, start);
 	bio_endio(bio);
-	percpu_ref_put(&disk->inflight);
 }
 
 void ublk_bpf_redirect(struct ublk_bpf_disk *disk, struct bio *bio, unsigned long start)
@@ -60,11 +58,9 @@ void ublk_bpf_redirect(struct ublk_bpf_disk *disk, struct bio *bio, unsigned lon
 	if (!clone) {
 		bio_end_io_acct(bio, start);
 		bio_wouldblock_error(bio);
-		percpu_ref_put(&disk->inflight);
 		return;
 	}
 	r = container_of(clone, struct redirected, clone);
-	r->disk = disk;
 	r->start = start;
 	clone->bi_private = bio;
 	clone->bi_end_io = redirected_end;
@@ -80,9 +76,38 @@ static bool program_may_see(const struct bio *bio)
 	       !(bio->bi_opf & (REQ_PREFLUSH | REQ_FUA | REQ_ATOMIC)) && bio->bi_iter.bi_size;
 }
 
-/* Makes of verdict and recorded action something that can be done, or GO_BELOW. */
-static void settle(struct ublk_bpf_disk *disk, struct ublk_bpf_call *call, struct bio *bio, int verdict)
+/* Whether the recorded file I/O can be done on the front of the bio; sets call.file and segments. */
+static bool possible(struct ublk_bpf_aio *aio)
 {
+	struct ublk_bpf_call *call = &aio->call;
+	struct ublk_bpf_slot *slot = smp_load_acquire(&aio->disk->slots[call->slot]);
+	const struct bio *bio = aio->bio;
+	const struct bio_vec *bv = __bvec_iter_bvec(bio->bi_io_vec, bio->bi_iter);
+	u32 memory = mp_bvec_iter_offset(bio->bi_io_vec, bio->bi_iter);
+	u32 left = memory - bv->bv_offset + call->len;
+	u64 size;
+
+	if (!slot || (call->io.op == UBLK_BPF_WRITE && !slot->writable))
+		return false;
+	size = i_size_read(slot->inode);
+	if (call->file_offset > size || call->len > size - call->file_offset ||
+	    (call->file_offset | call->len) & slot->offset_mask)
+		return false;
+	/* where each piece of memory begins and ends */
+	for (aio->segments = 1; left > bv->bv_len; aio->segments++) {
+		left -= bv->bv_len;
+		memory |= bv->bv_offset + bv->bv_len;
+		bv++;
+		memory |= bv->bv_offset;
+	}
+	call->file = slot;
+	return !((memory | call->len) & slot->mem_mask);
+}
+
+/* Makes of verdict and recorded action something that can be done, or GO_BELOW. */
+static void settle(struct ublk_bpf_disk *disk, struct ublk_bpf_aio *aio, int verdict)
+{
+	struct ublk_bpf_call *call = &aio->call;
 	bool whole = call->len == call->io.len;
 	bool sound = call->action != UBLK_BPF_NO_ACTION &&
 		     (whole ? verdict == UBLK_BPF_QUEUED || verdict == UBLK_BPF_CONTINUE
@@ -93,56 +118,57 @@ static void settle(struct ublk_bpf_disk *disk, struct ublk_bpf_call *call, struc
 			ublk_bpf_count(disk, refused);
 		call->action = UBLK_BPF_GO_BELOW;
 		call->len = call->io.len;
-	} else if (call->action == UBLK_BPF_FILE_IO && !ublk_bpf_aio_possible(disk, call, bio)) {
+	} else if (call->action == UBLK_BPF_FILE_IO && !possible(aio)) {
 		ublk_bpf_count(disk, refused);
 		call->action = UBLK_BPF_GO_BELOW;
 	}
 }
 
 /* Asks the program; the range's counter is then held, but for GO_BELOW. */
-static u32 ask(struct ublk_bpf_disk *disk, struct ublk_bpf_call *call, struct bio *bio)
+static void ask(struct ublk_bpf_disk *disk, struct ublk_bpf_aio *aio)
 {
+	struct ublk_bpf_call *call = &aio->call;
+	struct bio *bio = aio->bio;
 	u64 offset = (u64)bio->bi_iter.bi_sector << SECTOR_SHIFT;
-	u64 to_end = (1ULL << disk->range_shift) - (offset & ((1ULL << disk->range_shift) - 1));
-	u32 token = ublk_bpf_enter(disk, offset);
 	int verdict = UBLK_BPF_REDIRECT;
 	struct ublk_bpf_ops *ops;
 
 	call->io.offset = offset;
-	call->io.len = min_t(u64, bio->bi_iter.bi_size, to_end);
+	call->io.len = min_t(u64, bio->bi_iter.bi_size, (~offset & disk->range_mask) + 1);
 	call->io.op = bio_op(bio) == REQ_OP_WRITE ? UBLK_BPF_WRITE : UBLK_BPF_READ;
 	call->io.dev_id = disk->id;
 	call->len = 0;
 	call->action = UBLK_BPF_NO_ACTION;
 	call->slot = 0;
 	call->file_offset = 0;
-	rcu_read_lock();
-	ops = rcu_dereference(disk->ops);
-	if (ops)
+	aio->count = ublk_bpf_enter(disk, offset);
+	ops = READ_ONCE(disk->ops);
+	if (likely(ops))
 		verdict = ops->queue_io(&call->io);
-	rcu_read_unlock();
-	settle(disk, call, bio, verdict);
+	settle(disk, aio, verdict);
 	trace_ublk_bpf_queue(call);
 	if (call->action == UBLK_BPF_GO_BELOW)
-		ublk_bpf_leave(disk, token);
+		ublk_bpf_leave(disk, aio->count);
 	else if (unlikely(READ_ONCE(test_delay_us)))
 		fsleep(READ_ONCE(test_delay_us));
-	return token;
 }
 
-static void finish(struct ublk_bpf_disk *disk, const struct ublk_bpf_call *call, struct bio *bio,
-		   unsigned long start, u32 token)
+/* Ends what needs no file. */
+static void finish(struct ublk_bpf_disk *disk, struct ublk_bpf_aio *aio)
 {
+	const struct ublk_bpf_call *call = &aio->call;
+	struct bio *bio = aio->bio;
+
 	if (!call->result && call->io.op == UBLK_BPF_READ)
 		zero_fill_bio(bio);
-	ublk_bpf_leave(disk, token);
+	ublk_bpf_leave(disk, aio->count);
 	ublk_bpf_count(disk, zeroed);
 	ublk_bpf_count(disk, hits[call->io.op]);
 	this_cpu_add(disk->counts->bytes[call->io.op], call->len);
 	bio->bi_status = errno_to_blk_status(call->result);
-	bio_end_io_acct(bio, start);
+	bio_end_io_acct(bio, aio->start);
+	ublk_bpf_aio_free(disk, aio);
 	bio_endio(bio);
-	percpu_ref_put(&disk->inflight);
 }
 
 /*
@@ -165,30 +191,38 @@ static struct bio *split_front(struct ublk_bpf_disk *disk, struct bio *bio, u32 
 
 static void serve(struct ublk_bpf_disk *disk, struct bio *bio)
 {
+	struct ublk_bpf_aio *aio = ublk_bpf_aio_get(disk, bio);
 	struct bio *rest = NULL;
-	struct ublk_bpf_call call;
-	unsigned long start;
-	u32 token = ask(disk, &call, bio);
 
-	if (call.len < bio->bi_iter.bi_size) {
-		struct bio *front = split_front(disk, bio, call.len);
+	if (unlikely(!aio)) {
+		ublk_bpf_count(disk, refused);
+		ublk_bpf_redirect(disk, bio, bio_start_io_acct(bio));
+		return;
+	}
+	ask(disk, aio);
+	if (aio->call.len < bio->bi_iter.bi_size) {
+		struct bio *front = split_front(disk, bio, aio->call.len);
 
 		if (front) {
 			rest = bio;
-			bio = front;
-		} else if (call.action != UBLK_BPF_GO_BELOW) { /* whole */
-			ublk_bpf_leave(disk, token);
+			bio = aio->bio = front;
+		} else if (aio->call.action != UBLK_BPF_GO_BELOW) { /* whole */
+			ublk_bpf_leave(disk, aio->count);
 			ublk_bpf_count(disk, refused);
-			call.action = UBLK_BPF_GO_BELOW;
+			aio->call.action = UBLK_BPF_GO_BELOW;
 		}
 	}
-	start = bio_start_io_acct(bio);
-	if (call.action == UBLK_BPF_GO_BELOW)
+	aio->start = bio_start_io_acct(bio);
+	if (aio->call.action == UBLK_BPF_FILE_IO) {
+		ublk_bpf_aio_start(aio);
+	} else if (aio->call.action == UBLK_BPF_RESULT) {
+		finish(disk, aio);
+	} else {
+		unsigned long start = aio->start;
+
+		ublk_bpf_aio_free(disk, aio);
 		ublk_bpf_redirect(disk, bio, start);
-	else if (call.action == UBLK_BPF_FILE_IO)
-		ublk_bpf_aio_start(disk, &call, bio, start, token);
-	else
-		finish(disk, &call, bio, start, token);
+	}
 	/* Not earlier: on the list it would keep the front from being issued inline. */
 	if (rest)
 		submit_bio_noacct(rest);
@@ -198,15 +232,12 @@ static void ublk_bpf_submit_bio(struct bio *bio)
 {
 	struct ublk_bpf_disk *disk = bio->bi_bdev->bd_disk->private_data;
 
-	percpu_ref_get(&disk->inflight);
-	if (unlikely(READ_ONCE(disk->lower_dead))) {
+	if (unlikely(READ_ONCE(disk->lower_dead)))
 		bio_io_error(bio);
-		percpu_ref_put(&disk->inflight);
-	} else if (rcu_access_pointer(disk->ops) && program_may_see(bio)) {
+	else if (READ_ONCE(disk->ops) && program_may_see(bio))
 		serve(disk, bio);
-	} else {
+	else
 		ublk_bpf_redirect(disk, bio, bio_start_io_acct(bio));
-	}
 }
 
 static int ublk_bpf_open(struct gendisk *gendisk, blk_mode_t mode)
@@ -265,18 +296,12 @@ void ublk_bpf_disk_put(struct ublk_bpf_disk *disk)
 {
 	if (!refcount_dec_and_test(&disk->refs))
 		return;
-	percpu_ref_exit(&disk->inflight);
 	bioset_exit(&disk->clone_bios);
 	bioset_exit(&disk->split_bios);
 	mempool_exit(&disk->aios);
 	free_percpu(disk->counts);
 	kvfree(disk->buckets);
 	kfree(disk);
-}
-
-static void inflight_gone(struct percpu_ref *ref)
-{
-	complete(&container_of(ref, struct ublk_bpf_disk, inflight)->idle);
 }
 
 /* Memory only; each of the exits in ublk_bpf_disk_put() takes what was never initialised. */
@@ -290,15 +315,13 @@ static struct ublk_bpf_disk *alloc_disk(void)
 	mutex_init(&disk->lock);
 	mutex_init(&disk->drain_lock);
 	init_waitqueue_head(&disk->drain_wait);
-	init_completion(&disk->idle);
 	INIT_WORK(&disk->issue.work, ublk_bpf_issue_work);
 	INIT_WORK(&disk->retry.work, ublk_bpf_retry_work);
 	disk->buckets = kvcalloc(UBLK_BPF_BUCKETS, sizeof(*disk->buckets), GFP_KERNEL);
 	disk->counts = alloc_percpu(struct ublk_bpf_counts);
 	if (!disk->buckets || !disk->counts || ublk_bpf_aio_init(disk) ||
 	    bioset_init(&disk->split_bios, RESERVE, 0, 0) ||
-	    bioset_init(&disk->clone_bios, RESERVE, offsetof(struct redirected, clone), 0) ||
-	    percpu_ref_init(&disk->inflight, inflight_gone, 0, GFP_KERNEL)) {
+	    bioset_init(&disk->clone_bios, RESERVE, offsetof(struct redirected, clone), 0)) {
 		ublk_bpf_disk_put(disk);
 		return NULL;
 	}
@@ -395,8 +418,7 @@ static void quiesce(struct ublk_bpf_disk *disk)
 	int i;
 
 	ublk_bpf_detach(disk);
-	percpu_ref_kill(&disk->inflight);
-	wait_for_completion(&disk->idle);
+	synchronize_rcu(); /* punt() */
 	mutex_lock(&disk->lock);
 	for (i = 0; i < UBLK_BPF_FILES; i++) {
 		ublk_bpf_slot_free(disk->slots[i]);
@@ -419,6 +441,7 @@ int ublk_bpf_disk_create(struct ublk_bpf_create *arg)
 		return -ENOMEM;
 	disk->flags = arg->flags;
 	disk->range_shift = arg->range_shift;
+	disk->range_mask = (1ULL << arg->range_shift) - 1;
 	ret = open_lower(disk, arg->lower_fd);
 	if (ret)
 		goto put;

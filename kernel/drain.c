@@ -15,32 +15,6 @@
  */
 #include "core.h"
 
-u32 ublk_bpf_enter(struct ublk_bpf_disk *disk, u64 offset)
-{
-	u32 n = (offset >> disk->range_shift) % UBLK_BPF_BUCKETS;
-	struct ublk_bpf_bucket *b = &disk->buckets[n];
-	u32 phase;
-
-	for (;;) {
-		phase = READ_ONCE(b->phase);
-		atomic_inc(&b->count[phase]);
-		smp_mb__after_atomic();
-		/* acquire: the lookup comes after this look */
-		if (likely(smp_load_acquire(&b->phase) == phase))
-			return n * 2 + phase;
-		ublk_bpf_leave(disk, n * 2 + phase);
-	}
-}
-
-void ublk_bpf_leave(struct ublk_bpf_disk *disk, u32 token)
-{
-	struct ublk_bpf_bucket *b = &disk->buckets[token / 2];
-
-	/* atomic_dec_and_test() is a full fence: pairs with that of prepare_to_wait() */
-	if (atomic_dec_and_test(&b->count[token % 2]) && waitqueue_active(&disk->drain_wait))
-		wake_up_all(&disk->drain_wait);
-}
-
 static int wait_for_zero(struct ublk_bpf_disk *disk, atomic_t *count, bool killable)
 {
 	/* acquire: what the holders read and wrote comes before what the withdrawer does next */

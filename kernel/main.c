@@ -15,7 +15,7 @@ static void get_info(struct ublk_bpf_disk *disk, struct ublk_bpf_info *info)
 	int i;
 
 	mutex_lock(&disk->lock);
-	info->flags = disk->flags | (rcu_access_pointer(disk->ops) ? UBLK_BPF_ATTACHED : 0) |
+	info->flags = disk->flags | (disk->ops ? UBLK_BPF_ATTACHED : 0) |
 		      (disk->lower_dead ? UBLK_BPF_LOWER_DEAD : 0);
 	info->range_shift = disk->range_shift;
 	info->files = 0;
