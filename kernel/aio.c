@@ -22,6 +22,7 @@
 #include <linux/slab.h>
 #include <linux/uio.h>
 
+#include "acct.h"
 #include "core.h"
 #include "trace.h"
 
@@ -118,7 +119,7 @@ static void aio_done(struct ublk_bpf_aio *aio)
 	ublk_bpf_count(disk, hits[write]);
 	this_cpu_add(disk->counts->bytes[write], len);
 	ublk_bpf_leave(disk, aio->count);
-	bio_end_io_acct(bio, aio->start);
+	ublk_bpf_acct_end(bio, aio->start);
 	ublk_bpf_aio_free(disk, aio);
 	bio_endio(bio);
 }

@@ -15,6 +15,7 @@
 #include <linux/slab.h>
 #include <linux/xarray.h>
 
+#include "acct.h"
 #include "core.h"
 #include "trace.h"
 
@@ -166,7 +167,7 @@ static void finish(struct ublk_bpf_disk *disk, struct ublk_bpf_aio *aio)
 	ublk_bpf_count(disk, hits[call->io.op]);
 	this_cpu_add(disk->counts->bytes[call->io.op], call->len);
 	bio->bi_status = errno_to_blk_status(call->result);
-	bio_end_io_acct(bio, aio->start);
+	ublk_bpf_acct_end(bio, aio->start);
 	ublk_bpf_aio_free(disk, aio);
 	bio_endio(bio);
 }
@@ -212,7 +213,7 @@ static void serve(struct ublk_bpf_disk *disk, struct bio *bio)
 			aio->call.action = UBLK_BPF_GO_BELOW;
 		}
 	}
-	aio->start = bio_start_io_acct(bio);
+	aio->start = ublk_bpf_acct_start(bio);
 	if (aio->call.action == UBLK_BPF_FILE_IO) {
 		ublk_bpf_aio_start(aio);
 	} else if (aio->call.action == UBLK_BPF_RESULT) {

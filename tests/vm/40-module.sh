@@ -112,7 +112,19 @@ dd if=/dev/nullb0 bs=1M iflag=direct status=none | cmp - server	# no write went 
 verify --rw=randrw --bs=4k --iodepth=32 --number_ios=4000
 verify --rw=randrw --bsrange=512-256k --iodepth=16 --number_ios=500
 [ "$(word stats failed)" = 0 ]
-awk -v n="ublkbpf$id" '$3 == n && $4 > 4000 && $8 > 1000 {ok = 1} END {exit !ok}' /proc/diskstats
+accounted() { awk -v n="ublkbpf$id" '$3 == n {print $4, $6, $8, $10, $12}' /proc/diskstats; }
+udevadm settle
+read -ra was <<<"$(accounted)"
+dd if="$disk" of=/dev/null bs=4k count=1000 iflag=direct status=none
+dd if=file1 of="$disk" bs=32k count=100 oflag=direct status=none
+read -ra is <<<"$(accounted)"
+[ $((is[0] - was[0])) -ge 1000 ]
+[ $((is[0] - was[0])) -lt 1100 ]
+[ $((is[1] - was[1])) -ge 8000 ]
+[ $((is[2] - was[2])) = 100 ]
+[ $((is[3] - was[3])) = 6400 ]
+udevadm settle
+[ "$(accounted | cut -d' ' -f5)" = 0 ]
 
 step "a flush and a forced write go below; so does a discard"
 misses=$(word stats misses)
@@ -218,6 +230,8 @@ kill $load
 wait $load || true
 grep -q 'err= 0' load.log || { cat load.log; exit 1; }
 reads_as all 256k
+udevadm settle
+[ "$(accounted | cut -d' ' -f5)" = 0 ]	# nothing in flight
 "$d" drain "$id" 0 0 nowait
 [ "$(word stats drains)" -ge 200 ]
 [ "$(word stats failed)" = 0 ]
