@@ -173,5 +173,5 @@ case_killed() {
 }
 
 # Most of it takes minutes each: ./test long.
-[ $# -gt 0 ] || [ "${TEST_SCALE:-}" = long ] || set -- idle run_is_full swap
+[ $# -gt 0 ] || [ "${TEST_SCALE:-}" = long ] || set -- idle run_is_full "$([ "$TEST_KERNEL" = stable ] || echo swap)"
 run_cases "$@"

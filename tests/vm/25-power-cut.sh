@@ -7,7 +7,7 @@
 # or files and fio). Another disk drops all writes from some moment on. UBLK_QCOW2_ENGINE is who writes; who judges is always `server`.
 # kernels: stable backports
 # timeout: 7200
-# group: vm long
+# group: long
 # vm: --mem=3G
 # shellcheck source-path=SCRIPTDIR
 set -eu -o pipefail
