@@ -18,7 +18,7 @@ static struct {
 	unsigned long us, every;
 } delay;
 static unsigned long no_memory, copy;
-static bool skip_fsync, skip_hangup;
+static bool skip_fsync;
 
 static void refuse(const char *name, const char *value)
 {
@@ -69,7 +69,6 @@ void test_switch_init(void)
 
 	fastmap_test_skip_drain = read_flag("UBLK_QCOW2_TEST_SKIP_DRAIN");
 	skip_fsync = read_flag("UBLK_QCOW2_TEST_SKIP_FSYNC");
-	skip_hangup = read_flag("UBLK_QCOW2_TEST_SKIP_HANGUP");
 	if (hit_delay)
 		read_delay(delay_name, hit_delay);
 	read_number("UBLK_QCOW2_TEST_NO_MEMORY", &no_memory);
@@ -94,11 +93,6 @@ void test_switch_serve(bool on)
 bool test_switch_skip_fsync(void)
 {
 	return skip_fsync;
-}
-
-bool test_switch_skip_hangup(void)
-{
-	return skip_hangup;
 }
 
 unsigned test_switch_copy(void)

@@ -25,7 +25,6 @@ void test_switch_hit(unsigned queue);
 /* On the metadata thread, when it begins (and ends) to serve. */
 void test_switch_serve(bool on);
 bool test_switch_skip_fsync(void);
-bool test_switch_skip_hangup(void);
 unsigned test_switch_copy(void);
 #else
 static inline void test_switch_init(void)
@@ -43,11 +42,6 @@ static inline void test_switch_serve(bool on)
 }
 
 static inline bool test_switch_skip_fsync(void)
-{
-	return false;
-}
-
-static inline bool test_switch_skip_hangup(void)
 {
 	return false;
 }

@@ -398,8 +398,12 @@ load() {
 	echo "$round rounds of fio"
 }
 
-# What fio, the clients, and the supervisor have to say.
-broken() { fail "$1; fio: $(cat fio.log); supervisor: $(tail -n 20 daemon.log)"; }
+# What fio, the clients, the supervisor and the requests have to say.
+broken() {
+	pkill -USR1 -f '^ublk-qcow2 worker '
+	sleep 2
+	fail "$1; fio: $(cat fio.log); supervisor: $(tail -n 20 daemon.log); $(tail -n 50 "/run/ublk-qcow2/${dev##*[a-z]}/"{state,dump})"
+}
 
 # kill_one FIND: what FIND prints is killed, as soon as there is such a process.
 kill_one() {
