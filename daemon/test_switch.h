@@ -3,14 +3,12 @@
  * test_switch.h - with QUEUE_GUARD (library daemon-guarded): switches that let a test break or widen what the
  * mapping table's protocol guards, and the promise of a flush. Without: nothing.
  *
- *   UBLK_QCOW2_TEST_SKIP_DRAIN=1                    fastmap_test_skip_drain
- *   UBLK_QCOW2_TEST_HIT_DELAY=QUEUES:US[:EVERY]     on the queues of the bit mask QUEUES every EVERY-th hit
- *                                                   (default: each) sleeps US microseconds between its lookup
- *                                                   and its data I/O
- *   UBLK_QCOW2_TEST_NO_MEMORY=EVERY                 while it serves, every EVERY-th allocation of the
- * metadata thread fails UBLK_QCOW2_TEST_SKIP_FSYNC=1                    no fsync of the image is made; all of
- * them succeed UBLK_QCOW2_TEST_COPY=N                          the N best ways of copying (server.c) are not
- * used
+ * - UBLK_QCOW2_TEST_SKIP_DRAIN=1: a withdrawal does not wait for the hits in flight (the image gets damaged)
+ * - UBLK_QCOW2_TEST_HIT_DELAY=QUEUES:US[:EVERY]: on the queues of the bit mask QUEUES every EVERY-th hit
+ *   (default: each) sleeps US microseconds between its lookup and its data I/O
+ * - UBLK_QCOW2_TEST_NO_MEMORY=EVERY: while it serves, every EVERY-th allocation of the metadata thread fails
+ * - UBLK_QCOW2_TEST_SKIP_FSYNC=1: no fsync of the image is made; all of them succeed
+ * - UBLK_QCOW2_TEST_COPY=N: the N best ways of copying (server.c) are not used
  */
 #ifndef DAEMON_TEST_SWITCH_H
 #define DAEMON_TEST_SWITCH_H

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Power cuts under a real kernel. The image lies on ext4 on dm-log-writes, which logs what the host writes as it becomes
 # durable; after the work the log is replayed (log-replay.c) to FLUSH and FUA entries and to promises made to the guest: in the group
-# long to every one, else to a few.
-# errors for qemu-img check and ours, and in the attached device all that was promised and nothing foreign (coherence.c, ledger.c;
+# long to every one, else to a few. What the disk holds there, and now and then besides a part of what was in its cache, is mounted
+# and judged: no errors for qemu-img check and ours, and in the attached device all that was promised and nothing foreign (coherence.c, ledger.c;
 # or files and fio). Another disk drops all writes from some moment on. UBLK_QCOW2_ENGINE is who writes; who judges is always `server`.
 # kernels: stable backports
 # timeout: 7200
