@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
-# timeout: 400
+# timeout: 900
 # takes: 180
 # group: vm
 # What people do with it: a file system on the device, a tree of sources and one of odd files in it, detach, attach again,

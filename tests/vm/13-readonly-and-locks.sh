@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # sample: stable+kernel
-# timeout: 300
+# timeout: 900
 # takes: 60
 # group: vm
 # Who may use an image at the same time: read-only devices, QEMU's locks in both directions, shared backing files,

@@ -3,7 +3,7 @@
 # Images of 64 TiB, and images cut off at every interesting length.
 # kernels: stable backports
 # sample: backports+server
-# timeout: 400
+# timeout: 900
 # takes: 90
 # group: vm
 # shellcheck source=tests/vm/cli.bash

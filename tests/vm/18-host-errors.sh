@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
-# timeout: 600
+# timeout: 900
 # takes: 200
 # group: vm
 # Read and write errors of the host reach exactly the requests they belong to, and when the host is well again so is the

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
-# timeout: 400
+# timeout: 900
 # takes: 120
 # group: vm
 # The processes of a device end while it is at work, in every way they can. Killed, they are brought back and clients only

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
-# timeout: 300
+# timeout: 900
 # takes: 200
 # group: vm
 # The command from its user's side: attach, list, stats, info, detach, their options, and who is in the way.

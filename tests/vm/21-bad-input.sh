@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # sample: stable+server
-# timeout: 300
+# timeout: 900
 # takes: 80
 # group: vm
 # What attach must refuse: one line that says what and why, exit status 1, the file as it was, no device left.

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # sample: stable+kernel
-# timeout: 400
+# timeout: 900
 # takes: 50
 # group: vm
 # What a device could not write into its image when it went is kept, and the next attach applies it; or refuses, changes

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
-# timeout: 600
+# timeout: 900
 # group: long
 """A virtual machine whose disks are ours: QEMU, without KVM, in the guest, with the kernel that the guest itself runs.
 

@@ -4,7 +4,7 @@
 # refusals, a full load with detach, replacement and drains, and that everything can be taken away again.
 # kernels: stable backports
 # engines: kernel
-# timeout: 400
+# timeout: 900
 # takes: 60
 # group: vm
 set -eu -o pipefail
