@@ -126,10 +126,10 @@ case_use() {
 	sound a.qcow2
 }
 
-# What the worker used up: clock ticks, and how often each thread slept or was interrupted. io_uring's own idle threads
-# look at the time every 5 s.
+# What the worker used up: clock ticks, and how often each thread slept or was interrupted; without io_uring's own idle threads,
+# which look at the time every 5 s.
 usage_of() {
-	awk '{ print "ticks", $14 + $15 }' "/proc/$1/stat"
+	awk '$2 !~ /iou-wrk/ { n += $14 + $15 } END { print "ticks", n }' /proc/"$1"/task/*/stat
 	awk '/^Name:/ { name = $2 } /ctxt_switches/ && name !~ /^iou-wrk/ { n[name] += $2 } END { for (t in n) print t, n[t] }' \
 		/proc/"$1"/task/*/status | sort
 }
