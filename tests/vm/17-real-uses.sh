@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # timeout: 900
+# sample: backports+kernel
 # takes: 150
 # group: vm long
 # Uses with a second witness: whatever fio does to the device it does to a loop device as well, and both must hold the same

@@ -6,7 +6,7 @@
 # kernels: stable backports
 # engines: kernel
 # timeout: 1800
-# takes: 90
+# takes: 130
 # group: vm long
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/cli.bash"

@@ -5,6 +5,8 @@
 # detaching again and again, and calls to the module that fail half way.
 # kernels: stable backports
 # engines: kernel
+# sample: backports+kernel
+# takes: 200
 # timeout: 2400
 # group: vm long
 # shellcheck source-path=SCRIPTDIR
