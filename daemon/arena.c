@@ -185,6 +185,7 @@ static void *arena_main(void *arg)
 {
 	struct arena *a = arg;
 
+	thread_batch(); /* what it fills is not for the kernel's last pages to pay */
 	pthread_mutex_lock(&a->lock);
 	while (!a->stop) {
 		if (is_wanted(a))

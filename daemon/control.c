@@ -12,6 +12,7 @@
  */
 #include "control.h"
 #include "log.h"
+#include "swap.h"
 #include "varlink.h"
 #include <errno.h>
 #include <signal.h>
@@ -30,6 +31,7 @@ struct control {
 	struct link *link; /* NULL: no supervisor, or it died */
 	sd_event *event;
 	sd_varlink_server *varlink;
+	struct swap_watch swap;
 	sd_varlink *detacher; /* waits for its answer */
 	bool stop; /* leave the loop */
 	bool leave; /* the next worker takes over */
@@ -187,6 +189,21 @@ static int on_order(sd_event_source *source, int fd, uint32_t revents, void *use
 	return 0;
 }
 
+static int on_swaps(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	struct control *c = userdata;
+
+	swap_watch_look(&c->swap, c->state->device);
+	return 0;
+}
+
+static int watch_swaps(struct control *c)
+{
+	swap_watch_open(&c->swap);
+	swap_watch_look(&c->swap, c->state->device);
+	return c->swap.fd < 0 ? 0 : sd_event_add_io(c->event, NULL, c->swap.fd, EPOLLPRI, on_swaps, c);
+}
+
 static int listen_varlink(struct control *c)
 {
 	char path[300];
@@ -217,6 +234,7 @@ static void control_free(struct control *c)
 	sd_varlink_unref(c->detacher);
 	sd_varlink_server_unref(c->varlink);
 	sd_event_unref(c->event);
+	swap_watch_close(&c->swap);
 	free(c);
 }
 
@@ -232,6 +250,7 @@ int control_new(struct control **out, struct server *server, struct rundir *dir,
 	c->dir = dir;
 	c->state = state;
 	c->link = link;
+	c->swap.fd = -1;
 	ret = sd_event_new(&c->event);
 	if (ret >= 0)
 		ret = sd_event_add_signal(c->event, NULL, SIGTERM, on_signal, c);
@@ -245,6 +264,8 @@ int control_new(struct control **out, struct server *server, struct rundir *dir,
 		ret = sd_event_add_io(c->event, NULL, link_fd(link), EPOLLIN, on_order, c);
 	if (ret >= 0)
 		ret = sd_event_add_io(c->event, NULL, server_read_only_fd(server), EPOLLIN, on_read_only, c);
+	if (ret >= 0)
+		ret = watch_swaps(c);
 	if (ret >= 0)
 		ret = listen_varlink(c);
 	if (ret < 0) {

@@ -34,6 +34,7 @@
 #include "orders.h"
 #include "spawn.h"
 #include "stamp.h"
+#include "swap.h"
 #include "thread.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -67,6 +68,7 @@ struct supervisor {
 	struct run_state state;
 	struct orders orders;
 	struct process worker;
+	struct swap_watch swap;
 	int journal, signals;
 	char kept[300]; /* the journal's name while it is that of a device that is gone; "" */
 	enum phase phase;
@@ -230,6 +232,7 @@ static void on_ready(struct supervisor *s, const struct message *m)
 	s->phase = SERVING;
 	s->deadline = 0;
 	s->since = now_ms();
+	swap_watch_look(&s->swap, st->device);
 	publish(s, RUN_LIVE);
 	forget_kept(s);
 	if (s->told)
@@ -583,7 +586,7 @@ static void on_force(struct supervisor *s)
 
 /* ---- the loop ---- */
 
-enum { POLL_SIGNALS, POLL_SOCK, POLL_PID, POLL_PIPE, POLL_ORDERS, POLLS = POLL_ORDERS + ORDERS_POLLS };
+enum { POLL_SIGNALS, POLL_SOCK, POLL_PID, POLL_PIPE, POLL_SWAP, POLL_ORDERS, POLLS = POLL_ORDERS + ORDERS_POLLS };
 
 /* Milliseconds to the next thing to do; -1: none. */
 static int time_left(const struct supervisor *s)
@@ -603,6 +606,7 @@ static void turn(struct supervisor *s)
 	p[POLL_SOCK] = (struct pollfd){ .fd = s->worker.sock, .events = POLLIN };
 	p[POLL_PID] = (struct pollfd){ .fd = s->worker.pidfd, .events = POLLIN };
 	p[POLL_PIPE] = (struct pollfd){ .fd = s->phase == DRAINING ? s->worker.pipe : -1 };
+	p[POLL_SWAP] = (struct pollfd){ .fd = s->swap.fd, .events = POLLPRI };
 	orders_poll(&s->orders, p + POLL_ORDERS);
 	if (poll(p, POLLS, time_left(s)) < 0)
 		return; /* EINTR; ENOMEM: again */
@@ -616,6 +620,8 @@ static void turn(struct supervisor *s)
 		drained(s);
 	if (p[POLL_SIGNALS].revents)
 		on_signal(s);
+	if (p[POLL_SWAP].revents)
+		swap_watch_look(&s->swap, s->state.device);
 	on_orders(s, orders_take(&s->orders, p + POLL_ORDERS));
 	if (s->deadline && now_ms() >= s->deadline)
 		on_deadline(s);
@@ -719,6 +725,8 @@ static int prepare(struct supervisor *s, struct qcow2_error *err)
 	ret = s->so->recover ? take_over(s, err) : find_journal(s, err);
 	if (!ret)
 		memory_protect(s->state.image); /* now: who may not attach gets one line */
+	if (!ret)
+		swap_watch_open(&s->swap);
 	return ret;
 }
 
@@ -728,6 +736,7 @@ int supervisor_run(const struct supervisor_options *so, struct qcow2_error *err)
 		.so = so,
 		.program.self = -1,
 		.worker = { .pidfd = -1, .sock = -1, .pipe = -1 },
+		.swap.fd = -1,
 		.journal = -1,
 		.signals = -1,
 	};
@@ -744,6 +753,7 @@ int supervisor_run(const struct supervisor_options *so, struct qcow2_error *err)
 			qcow2_fail(err, ret, "%s", s.why.text);
 	}
 	orders_close(&s.orders);
+	swap_watch_close(&s.swap);
 	rundir_release(s.dir);
 	store_clear(&s.files);
 	run_state_clear(&s.state);

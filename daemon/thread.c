@@ -6,6 +6,7 @@
 #include "thread.h"
 #include "memory.h"
 #include <limits.h>
+#include <sched.h>
 
 #ifdef __SANITIZE_ADDRESS__
 #define STACK (4u << 20)
@@ -42,6 +43,13 @@ void thread_main_signals(sigset_t *set)
 	sigprocmask(SIG_BLOCK, set, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGHUP, SIG_IGN);
+}
+
+void thread_batch(void)
+{
+	struct sched_param p = { 0 };
+
+	sched_setscheduler(0, SCHED_BATCH, &p); /* allowed to everybody */
 }
 
 void thread_io_path(void)

@@ -11,6 +11,9 @@ int thread_start(pthread_t *out, const char *name, void *(*fn)(void *), void *ar
 /* Block the signals that the main thread's loop receives (*set: which), ignore what must not end it. Before
  * any thread exists: they inherit it. */
 void thread_main_signals(sigset_t *set);
+/* For a thread that nobody waits for: SCHED_BATCH. What threads on the I/O path get in need, it does not, see
+ * swap.h. */
+void thread_batch(void);
 /* For a thread on the I/O path, first of all: has its stack there. */
 void thread_io_path(void);
 

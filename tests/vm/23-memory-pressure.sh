@@ -28,6 +28,21 @@ is_locked() {
 	done
 }
 
+# The threads of both processes whose policy is SCHED_RR (2): all but those that fill memory ahead, or none.
+are_urgent() { # yes|no
+	local pid task
+	for pid in $(processes); do
+		for task in "/proc/$pid/task/"*; do
+			# the last fields but 12: rt_priority, policy
+			set -- "$1" $(sed 's/.*) //' "$task/stat" 2>/dev/null | cut -d ' ' -f 38,39)
+			case $1:$(cat "$task/comm" 2>/dev/null):${3:-gone} in
+			yes:memory:3 | no:memory:3 | yes:*:2 | no:*:0 | *:gone) ;;
+			*) return 1 ;;
+			esac
+		done
+	done
+}
+
 # MiB that can be had without swapping.
 available() { awk '/^MemAvailable:/ { print int($2 / 1024) }' /proc/meminfo; }
 
@@ -67,10 +82,13 @@ swap_on() { # IMAGE
 	attach "$1"
 	expect 0 mkswap "$dev"
 	expect 0 swapon --discard "$dev"
+	until_true are_urgent yes
 	hogs $((($(available) + 120) / 2))
 	grep -q "^$dev " /proc/swaps || fail "no swap space"
 	is_locked
+	are_urgent yes || fail "not all are urgent any more"
 	expect 0 swapoff "$dev"
+	until_true are_urgent no
 	expect 0 ublk-qcow2 stats "$dev" --json
 	json '.writes > 1000 and .misses > 100'
 	calm "$1"
@@ -137,6 +155,44 @@ case_swap() {
 	swap_on a.qcow2
 }
 
+# Which swap space is ours: not somebody else's, but that on a volume, in a partition or in a file on the device.
+case_whose_swap() {
+	local n
+	image a.qcow2 256M
+	attach a.qcow2
+	modprobe null_blk nr_devices=1 gb=1 memory_backed=1 || fail "null_blk"
+	expect 0 mkswap /dev/nullb0
+	expect 0 swapon /dev/nullb0
+	sleep 0.5
+	are_urgent no || fail "urgent for the swap space of another disk"
+	printf 'label: gpt\n,64M\n,,\n' | sfdisk -q "$dev" >out 2>&1 || fail "sfdisk: $(cat out)"
+	udevadm settle
+	expect 0 mkswap "$dev"p1
+	expect 0 swapon "$dev"p1
+	until_true are_urgent yes
+	expect 0 swapoff "$dev"p1
+	until_true are_urgent no
+	n=$(blockdev --getsz "$dev"p2)
+	dmsetup create vol --table "0 $n linear ${dev}p2 0" || fail "dmsetup"
+	expect 0 mkfs.ext4 -q /dev/mapper/vol
+	mkdir -p mnt
+	mount /dev/mapper/vol mnt || fail "mount"
+	head -c 32M /dev/zero >"mnt/a file"
+	chmod 600 "mnt/a file"
+	expect 0 mkswap "mnt/a file"
+	expect 0 swapon "mnt/a file"
+	until_true are_urgent yes
+	kill -9 "$(member pid)"
+	until_true is_state live
+	are_urgent yes || fail "the next worker is not urgent"
+	expect 0 swapoff -a
+	until_true are_urgent no
+	umount mnt
+	dmsetup remove vol
+	rmmod null_blk
+	calm a.qcow2
+}
+
 case_swap_on_overlay() {
 	backed a.qcow2 600
 	swap_on a.qcow2
@@ -173,5 +229,5 @@ case_killed() {
 }
 
 # Most of it takes minutes each: ./test long.
-[ $# -gt 0 ] || [ "${TEST_SCALE:-}" = long ] || set -- idle run_is_full "$([ "$TEST_KERNEL" = stable ] || echo swap)"
+[ $# -gt 0 ] || [ "${TEST_SCALE:-}" = long ] || set -- idle run_is_full whose_swap "$([ "$TEST_KERNEL" = stable ] || echo swap)"
 run_cases "$@"
