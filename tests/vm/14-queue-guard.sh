@@ -4,6 +4,7 @@
 # with every 211th allocation of the metadata thread failing: requests wait, none fails. (More than any request or commit
 # makes, or it would meet a failure each time it is started again.)
 # kernels: stable backports
+# sample: backports+server
 # timeout: 900
 # takes: 60
 # group: vm

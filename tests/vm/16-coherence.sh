@@ -4,6 +4,7 @@
 # (coherence.c). The smallest mapping table, so that its slots are evicted all the time. The debug build (engine kernel: the
 # module) makes hits slow; there the same test must find wrong reads when the drain is skipped.
 # kernels: stable backports
+# sample: backports+server
 # timeout: 9000
 # takes: 210
 # group: vm long

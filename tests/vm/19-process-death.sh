@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
+# sample: stable+server
 # timeout: 900
 # takes: 120
 # group: vm
