@@ -166,11 +166,6 @@ mode() { # rw|ro: and the device is alive
 	fail "not $1"
 }
 
-sound() { # no errors, no leaks, by both
-	clean "$disk"
-	expect 0 ublk-qcow2 check "$disk"
-}
-
 leaky() { # no errors by both, leaks allowed
 	local checker
 	for checker in qemu-img ublk-qcow2; do
@@ -184,7 +179,7 @@ finish() { # the whole life after a fault: all there, writable, closed clean, al
 	writes z 1 $((per + 1))
 	mode rw
 	detach "$dev"
-	sound
+	sound "$disk"
 	attach --read-only "$disk"
 	same
 	detach "$dev"
@@ -488,7 +483,7 @@ failed_fsync() {
 	one_error
 	says "changes since the last flush may be lost"
 	nothing_left
-	sound
+	sound "$disk"
 	attach "$disk"
 	finish
 }

@@ -90,11 +90,6 @@ both_go_on() {
 }
 more_acked() { [ "$(wc -l <"$work/acked")" -gt $(($1 + 3)) ]; }
 
-sound() { # IMAGE: no errors and no leaks by both checkers
-	clean "$1"
-	expect 0 ublk-qcow2 check "$1"
-}
-
 survives() { # IMAGE: works as if nothing had been
 	attach "$1"
 	acked_is_there

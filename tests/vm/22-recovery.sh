@@ -12,22 +12,6 @@
 kills=10
 [ "${TEST_SCALE:-default}" != long ] || kills=200
 
-# Both checkers, and no leak.
-sound() {
-	clean "$1"
-	expect 0 ublk-qcow2 check "$1"
-	prints "No errors were found on the image."
-}
-
-put() { # OFFSET-KIB BYTE: 4 KiB, not flushed
-	head -c 4096 /dev/zero | tr '\0' "$2" | dd of="$dev" bs=4k seek=$(($1 / 4)) oflag=direct conv=notrunc status=none ||
-		fail "write to $dev"
-}
-has() { # OFFSET-KIB BYTE
-	[ "$(dd if="$dev" bs=4k skip=$(($1 / 4)) count=1 iflag=direct status=none | tr -d "$2" | wc -c)" = 0 ] ||
-		fail "$dev at $1 KiB: not $2"
-}
-
 is_unlocked() { qemu-img info "$1" >/dev/null 2>&1; }
 
 # The worker, though it may not serve yet.

@@ -28,15 +28,14 @@ is_locked() {
 	done
 }
 
-# The threads of both processes whose policy is SCHED_RR (2): all but those that fill memory ahead, or none.
+# Whether the threads of both processes have SCHED_RR (2), or SCHED_OTHER; those that fill memory ahead are SCHED_BATCH (3).
 are_urgent() { # yes|no
-	local pid task
+	local pid task policy
 	for pid in $(processes); do
 		for task in "/proc/$pid/task/"*; do
-			# the last fields but 12: rt_priority, policy
-			set -- "$1" $(sed 's/.*) //' "$task/stat" 2>/dev/null | cut -d ' ' -f 38,39)
-			case $1:$(cat "$task/comm" 2>/dev/null):${3:-gone} in
-			yes:memory:3 | no:memory:3 | yes:*:2 | no:*:0 | *:gone) ;;
+			policy=$(sed 's/.*) //' "$task/stat" 2>/dev/null | cut -d ' ' -f 39)
+			case $1:$(cat "$task/comm" 2>/dev/null):${policy:-gone} in
+			*:memory:3 | yes:*:2 | no:*:0 | *:gone) ;;
 			*) return 1 ;;
 			esac
 		done

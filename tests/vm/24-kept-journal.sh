@@ -10,20 +10,6 @@
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/cli.bash"
 
-put() { # OFFSET-KIB BYTE: 4 KiB, not flushed
-	head -c 4096 /dev/zero | tr '\0' "$2" | dd of="$dev" bs=4k seek=$(($1 / 4)) oflag=direct conv=notrunc status=none ||
-		fail "write to $dev"
-}
-has() { # OFFSET-KIB BYTE
-	[ "$(dd if="$dev" bs=4k skip=$(($1 / 4)) count=1 iflag=direct status=none | tr -d "$2" | wc -c)" = 0 ] ||
-		fail "$dev at $1 KiB: not $2"
-}
-
-sound() { # IMAGE: no errors and no leaks by both checkers
-	clean "$1"
-	expect 0 ublk-qcow2 check "$1"
-}
-
 kept() { ls /run/ublk-qcow2/journal.* 2>/dev/null; }
 
 # attach, with the news that it applied what was kept.

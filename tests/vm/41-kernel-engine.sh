@@ -19,27 +19,10 @@ events=0
 size=48M # 24 slices of 4 KiB clusters; the table holds 15
 delay=/sys/module/ublk_bpf/parameters/test_delay_us
 
-sound() {
-	clean "$1"
-	expect 0 ublk-qcow2 check "$1"
-	prints "No errors were found on the image."
-}
-
 kattach() {
 	attach --engine=kernel "$@"
 	[[ $dev = /dev/ublkbpf* ]] || fail "$dev is not the module's"
 	lower=/dev/ublkb${dev#/dev/ublkbpf}
-}
-
-stat_of() { ublk-qcow2 stats --json "$dev" | jq ".$1"; }
-
-put() { # OFFSET-KIB BYTE: 4 KiB, not flushed
-	head -c 4096 /dev/zero | tr '\0' "$2" | dd of="$dev" bs=4k seek=$(($1 / 4)) oflag=direct conv=notrunc status=none ||
-		fail "write to $dev"
-}
-has() { # OFFSET-KIB BYTE
-	[ "$(timeout 20 dd if="$dev" bs=4k skip=$(($1 / 4)) count=1 iflag=direct status=none | tr -d "$2" | wc -c)" = 0 ] ||
-		fail "$dev at $1 KiB: not $2"
 }
 
 case_features() {

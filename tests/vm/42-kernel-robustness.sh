@@ -17,12 +17,6 @@ bpf_disk=$build/tests/vm/bpf-disk
 long=''
 [ "${TEST_SCALE:-}" != long ] || long=1
 
-sound() {
-	clean "$1"
-	expect 0 ublk-qcow2 check "$1"
-	prints "No errors were found on the image."
-}
-
 # Sets $dev and $id.
 kattach() {
 	attach --engine=kernel "$@"
@@ -30,17 +24,7 @@ kattach() {
 	id=${dev#/dev/ublkbpf}
 }
 
-stat_of() { ublk-qcow2 stats --json "$dev" | jq ".$1"; }
 counter() { "$bpf_disk" stats "$id" | tr ' ' '\n' | sed -n "s/^$1=//p"; } # the module's own
-
-put() { # OFFSET-KIB BYTE: 4 KiB, not flushed
-	head -c 4096 /dev/zero | tr '\0' "$2" | dd of="$dev" bs=4k seek=$(($1 / 4)) oflag=direct conv=notrunc status=none ||
-		fail "write to $dev"
-}
-has() { # OFFSET-KIB BYTE
-	[ "$(timeout 20 dd if="$dev" bs=4k skip=$(($1 / 4)) count=1 iflag=direct status=none | tr -d "$2" | wc -c)" = 0 ] ||
-		fail "$dev at $1 KiB: not $2"
-}
 
 # verified FILE FIO-OPTION...: writes all over it, reads back, compares. io_uring asks for I/O that does not wait first.
 verified() {

@@ -98,6 +98,26 @@ forget_backing_format() {
 	patch "$1" "$at" '\x11\x22\x33\x44'
 }
 
+# ---- data ----
+
+put() { # OFFSET-KIB BYTE: 4 KiB, not flushed
+	head -c 4096 /dev/zero | tr '\0' "$2" | dd of="$dev" bs=4k seek=$(($1 / 4)) oflag=direct conv=notrunc status=none ||
+		fail "write to $dev"
+}
+has() { # OFFSET-KIB BYTE
+	[ "$(timeout 60 dd if="$dev" bs=4k skip=$(($1 / 4)) count=1 iflag=direct status=none | tr -d "$2" | wc -c)" = 0 ] ||
+		fail "$dev at $1 KiB: not $2"
+}
+
+# IMAGE: no errors and no leaks by both checkers.
+sound() {
+	clean "$1"
+	expect 0 ublk-qcow2 check "$1"
+	prints "No errors were found on the image."
+}
+
+stat_of() { ublk-qcow2 stats --json "$dev" | jq ".$1"; }
+
 # Devices, run directories and processes there are.
 everything() { ls -d /dev/ublkb* /dev/ublkc* /sys/class/ublk-char/* /run/ublk-qcow2/* /sys/fs/bpf/ublk-qcow2/* 2>/dev/null; pgrep -x ublk-qcow2; }
 
