@@ -71,10 +71,15 @@ void ublk_bpf_redirect(struct ublk_bpf_disk *disk, struct bio *bio, unsigned lon
 	submit_bio_noacct(clone);
 }
 
+/*
+ * What is swapped out goes below: it comes in hundreds when there is no memory, its bios are of the set that
+ * a file system below takes its own from, and our workers would wait for one of them to end. The daemon has
+ * the right to memory that it then needs, see daemon/swap.c.
+ */
 static bool program_may_see(const struct bio *bio)
 {
 	return (bio_op(bio) == REQ_OP_READ || bio_op(bio) == REQ_OP_WRITE) &&
-	       !(bio->bi_opf & (REQ_PREFLUSH | REQ_FUA | REQ_ATOMIC)) && bio->bi_iter.bi_size;
+	       !(bio->bi_opf & (REQ_PREFLUSH | REQ_FUA | REQ_ATOMIC | REQ_SWAP)) && bio->bi_iter.bi_size;
 }
 
 /* Whether the recorded file I/O can be done on the front of the bio; sets call.file and segments. */
