@@ -228,5 +228,5 @@ case_killed() {
 }
 
 # Most of it takes minutes each: ./test long.
-[ $# -gt 0 ] || [ "${TEST_SCALE:-}" = long ] || set -- idle run_is_full whose_swap "$([ "$TEST_KERNEL" = stable ] || echo swap)"
+[ $# -gt 0 ] || [ "${TEST_SCALE:-}" = long ] || set -- idle run_is_full whose_swap swap
 run_cases "$@"
