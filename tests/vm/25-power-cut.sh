@@ -147,10 +147,10 @@ replay() {
 	stops=$("$log_replay" --stops "$log")
 	step=$(((stops + judged - 1) / judged))
 	for ((i = 0; i < judges; i++)); do
-		judge $i >"$work/verdict$i" 2>&1 & pids+=($!)
+		judge $i >"$work/verdict$i" 2>"$work/errors$i" & pids+=($!) # dmsetup warns that udev is told nothing
 	done
 	for ((i = 0; i < judges; i++)); do
-		wait "${pids[i]}" || fail "a judge failed: $(cat "$work/verdict$i")"
+		wait "${pids[i]}" || fail "a judge failed: $(cat "$work/verdict$i" "$work/errors$i")"
 		read -r n promises <"$ram/judged$i"
 		states=$((states + n))
 	done
