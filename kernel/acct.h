@@ -17,7 +17,7 @@ static inline unsigned long ublk_bpf_acct_start(struct bio *bio)
 	if (unlikely(READ_ONCE(bdev->bd_stamp) != now))
 		return bio_start_io_acct(bio);
 	part_stat_lock();
-	part_stat_local_inc(bdev, in_flight[op_is_write(bio_op(bio))]);
+	local_inc(this_cpu_ptr(&bdev->bd_stats->in_flight[op_is_write(bio_op(bio))]));
 	part_stat_unlock();
 	return now;
 }
@@ -36,7 +36,7 @@ static inline void ublk_bpf_acct_end(struct bio *bio, unsigned long start)
 	part_stat_lock();
 	part_stat_inc(bdev, ios[group]);
 	part_stat_add(bdev, sectors[group], bio_sectors(bio));
-	part_stat_local_dec(bdev, in_flight[write]);
+	local_dec(this_cpu_ptr(&bdev->bd_stats->in_flight[write]));
 	part_stat_unlock();
 }
 

@@ -27,37 +27,30 @@
 #include "trace.h"
 
 #define RESERVE 64 /* hits that get memory whatever happens */
-#define KEPT 16 /* free aios that each CPU keeps, for all disks */
+#define KEPT 16 /* free aios that each CPU keeps besides the first */
 
 static struct kmem_cache *aio_cache;
 
 /* In front of the slab allocator, which clears what it gives out: together a thirtieth of a hit. */
+DEFINE_PER_CPU(struct ublk_bpf_aio *, ublk_bpf_kept);
 static DEFINE_PER_CPU(struct ublk_bpf_aio *, kept[KEPT]);
 
-struct ublk_bpf_aio *ublk_bpf_aio_get(struct ublk_bpf_disk *disk, struct bio *bio)
+struct ublk_bpf_aio *ublk_bpf_aio_take(struct ublk_bpf_disk *disk)
 {
 	struct ublk_bpf_aio *aio = NULL;
 	int i;
 
-	if (ublk_bpf_pretend_no_memory())
-		return NULL;
 	for (i = 0; i < KEPT && !aio; i++)
 		if (this_cpu_read(kept[i]))
 			aio = this_cpu_xchg(kept[i], NULL);
-	if (unlikely(!aio))
-		aio = mempool_alloc(&disk->aios, GFP_NOWAIT);
-	if (likely(aio)) {
-		aio->disk = disk;
-		aio->bio = bio;
-	}
-	return aio;
+	return aio ?: mempool_alloc(&disk->aios, GFP_NOWAIT);
 }
 
-void ublk_bpf_aio_free(struct ublk_bpf_disk *disk, struct ublk_bpf_aio *aio)
+void ublk_bpf_aio_give(struct ublk_bpf_disk *disk, struct ublk_bpf_aio *aio)
 {
 	int i;
 
-	if (likely(mempool_is_saturated(&disk->aios))) /* else the reserve comes first */
+	if (mempool_is_saturated(&disk->aios))
 		for (i = 0; i < KEPT; i++)
 			if (!this_cpu_cmpxchg(kept[i], NULL, aio))
 				return;
@@ -264,9 +257,12 @@ void ublk_bpf_aio_cache_exit(void)
 {
 	int cpu, i;
 
-	for_each_possible_cpu (cpu)
+	for_each_possible_cpu (cpu) {
+		if (per_cpu(ublk_bpf_kept, cpu))
+			kmem_cache_free(aio_cache, per_cpu(ublk_bpf_kept, cpu));
 		for (i = 0; i < KEPT; i++)
 			if (per_cpu(kept[i], cpu))
 				kmem_cache_free(aio_cache, per_cpu(kept[i], cpu));
+	}
 	kmem_cache_destroy(aio_cache);
 }

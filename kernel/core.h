@@ -150,7 +150,7 @@ static inline void ublk_bpf_leave(struct ublk_bpf_disk *disk, atomic_t *count)
 /* Raises the counter of @offset's range, to be left again; what depends on it is read afterwards. */
 static inline atomic_t *ublk_bpf_enter(struct ublk_bpf_disk *disk, u64 offset)
 {
-	struct ublk_bpf_bucket *b = &disk->buckets[(offset >> disk->range_shift) % UBLK_BPF_BUCKETS];
+	struct ublk_bpf_bucket *b = &disk->buckets[(offset >> (disk->range_shift & 63)) % UBLK_BPF_BUCKETS];
 
 	for (;;) {
 		u32 phase = READ_ONCE(b->phase);
@@ -176,9 +176,35 @@ int ublk_bpf_slot_get(struct ublk_bpf_disk *disk, struct ublk_bpf_file *arg);
 void ublk_bpf_slot_free(struct ublk_bpf_slot *slot);
 
 /* aio.c */
+/* The first of the free aios that each CPU keeps, for all disks: mostly the only one that is needed. */
+DECLARE_PER_CPU(struct ublk_bpf_aio *, ublk_bpf_kept);
+struct ublk_bpf_aio *ublk_bpf_aio_take(struct ublk_bpf_disk *disk);
+void ublk_bpf_aio_give(struct ublk_bpf_disk *disk, struct ublk_bpf_aio *aio);
+
 /* Only disk and bio are set. NULL: no memory at once; it is not waited for. */
-struct ublk_bpf_aio *ublk_bpf_aio_get(struct ublk_bpf_disk *disk, struct bio *bio);
-void ublk_bpf_aio_free(struct ublk_bpf_disk *disk, struct ublk_bpf_aio *aio);
+static inline struct ublk_bpf_aio *ublk_bpf_aio_get(struct ublk_bpf_disk *disk, struct bio *bio)
+{
+	struct ublk_bpf_aio *aio = this_cpu_read(ublk_bpf_kept);
+
+	if (ublk_bpf_pretend_no_memory())
+		return NULL;
+	if (unlikely(!aio) || unlikely(this_cpu_cmpxchg(ublk_bpf_kept, aio, NULL) != aio))
+		aio = ublk_bpf_aio_take(disk);
+	if (likely(aio)) {
+		aio->disk = disk;
+		aio->bio = bio;
+	}
+	return aio;
+}
+
+static inline void ublk_bpf_aio_free(struct ublk_bpf_disk *disk, struct ublk_bpf_aio *aio)
+{
+	/* else the reserve comes first */
+	if (unlikely(!mempool_is_saturated(&disk->aios)) ||
+	    unlikely(this_cpu_cmpxchg(ublk_bpf_kept, NULL, aio)))
+		ublk_bpf_aio_give(disk, aio);
+}
+
 /* Serves aio->bio from its file; the counter is held until that is over. */
 void ublk_bpf_aio_start(struct ublk_bpf_aio *aio);
 void ublk_bpf_issue_work(struct work_struct *work);
