@@ -16,7 +16,7 @@ acked_at=192 # MiB: above is the acknowledging writer's, below is fio's
 # Random reads and writes until stopped or refused; sets $load.
 load() { # FIO-OPTION...
 	fio --name=load --filename="$dev" --size=${acked_at}M --direct=1 --ioengine=libaio --iodepth=16 --rw=randrw --bs=4k-64k \
-		--time_based --runtime=120 --norandommap --randrepeat=1 --allow_file_create=0 "$@" >"$work/fio" 2>&1 & load=$!
+		--time_based --runtime=900 --norandommap --randrepeat=1 --allow_file_create=0 "$@" >"$work/fio" 2>&1 & load=$!
 }
 
 # Writes one block after another and flushes each; $work/acked names those that were. Sets $acker.
