@@ -725,8 +725,10 @@ static int prepare(struct supervisor *s, struct qcow2_error *err)
 	ret = s->so->recover ? take_over(s, err) : find_journal(s, err);
 	if (!ret)
 		memory_protect(s->state.image); /* now: who may not attach gets one line */
-	if (!ret)
+	if (!ret) {
 		swap_watch_open(&s->swap);
+		swap_watch_look(&s->swap, s->state.device); /* to be recovered: its worker needs it from the start */
+	}
 	return ret;
 }
 

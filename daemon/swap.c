@@ -15,7 +15,6 @@
  */
 #include "swap.h"
 #include "log.h"
-#include "thread.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -202,7 +201,7 @@ void swap_watch_look(struct swap_watch *w, const char *device)
 	w->urgent = urgent;
 	for (unsigned pass = 0; pass < MAX_PASSES && n > 0; pass++)
 		n = urgent ? set_all(SCHED_OTHER, SCHED_RR) : set_all(SCHED_RR, SCHED_OTHER);
-	if (n < 0)
+	if (n < 0 && urgent)
 		log_line(LOG_WARNING,
 			 "%s: is swap space, but SCHED_RR is refused: %s: it may hang when memory is short",
 			 device, strerror(-n));

@@ -184,6 +184,10 @@ case_whose_swap() {
 	kill -9 "$(member pid)"
 	until_true is_state live
 	are_urgent yes || fail "the next worker is not urgent"
+	kill_both
+	expect 0 ublk-qcow2 recover "$dev"
+	until_true is_state live
+	are_urgent yes || fail "recovered, and not urgent"
 	expect 0 swapoff -a
 	until_true are_urgent no
 	umount mnt
