@@ -16,8 +16,11 @@
  * and nothing of it is in flight. With deferred task work the driver copies write data only inside our
  * io_uring_enter(), so none can be lost; without, they are kept.
  *
- * When the thread ends, also by a crash, the driver fails what it had in flight, or, where it knows user
- * recovery, keeps it for the next server.
+ * When the ring goes, also by a crash, the driver fails what it had in flight, or, where it knows user
+ * recovery, keeps it for the next server. In the second case a ring with commands in it is not closed while its
+ * thread lives: 6.12 first takes back what this server has, and then hands requests that were on their way to
+ * a thread that is still there. Nobody answers those, nobody takes them back, and the next server waits for
+ * them for ever.
  */
 #include "queue.h"
 #include "thread.h"
@@ -95,6 +98,7 @@ static void close_ring(struct queue *q)
 	if (!q->live)
 		io_uring_unregister_files(&q->ring);
 	io_uring_queue_exit(&q->ring);
+	q->closed = true;
 }
 
 static int map_descriptors(struct queue *q)
@@ -250,7 +254,8 @@ static void *queue_main(void *arg)
 	if (q->ret)
 		return NULL;
 	serve(q);
-	close_ring(q);
+	if (!q->live || !q->opt.reissue)
+		close_ring(q);
 	munmap((void *)q->iod, iod_bytes(q->opt.depth));
 	if (write(q->opt.dead_fd, &one, sizeof(one)) != sizeof(one))
 		return NULL; /* it is readable already */
@@ -366,13 +371,15 @@ void queue_more(struct queue *q)
 		abort(); /* an eventfd we own */
 }
 
-void queue_join(struct queue *q, bool force)
+void queue_join(struct queue *q, enum queue_end end)
 {
-	if (force) {
+	if (end != QUEUE_STOPPED) {
 		__atomic_store_n(&q->quit, true, __ATOMIC_RELAXED);
 		queue_more(q);
 	}
 	pthread_join(q->thread, NULL);
+	if (end != QUEUE_LEFT && !q->closed)
+		close_ring(q);
 }
 
 void queue_free(struct queue *q)

@@ -35,15 +35,21 @@ struct queue_options {
 	struct meta *meta;
 	struct arena *pool; /* buffers of requests, each of its size; NULL: every tag has its own */
 	const bool *hidden; /* while true only the disk over the device gets what is in it */
+	bool reissue; /* what is not answered when the ring goes is for the next server, not failed */
 };
 
 struct queue;
 
 /* Start the thread; returns when it has asked for requests on every tag, or failed. 0 or -errno with err. */
 int queue_start(struct queue **out, const struct queue_options *opt, struct qcow2_error *err);
-/* Wait until the device was stopped and the thread has ended; @force: it need not be stopped, give up its
- * commands. */
-void queue_join(struct queue *q, bool force);
+enum queue_end {
+	QUEUE_STOPPED, /* the device was stopped: nothing is left in the ring */
+	QUEUE_GIVEN_UP, /* the device was not started: its commands end with the ring */
+	QUEUE_LEFT, /* for the next server: the ring, with its commands, stays until this process ends */
+};
+
+/* Wait until the thread has ended, QUEUE_STOPPED: by itself. */
+void queue_join(struct queue *q, enum queue_end end);
 /* After meta_stop(): the metadata thread may use its buffers until then. */
 void queue_free(struct queue *q);
 /* Any thread, before the device is started: the driver has kept all of its FETCHes. */
@@ -91,7 +97,7 @@ struct queue {
 	unsigned live; /* tags that the kernel has not given up */
 	unsigned mapped, missed; /* requests in flight: on this ring; at the metadata thread */
 	uint64_t touched; /* bytes of buffers that may be backed by memory */
-	bool deferred, quit, wake_meta;
+	bool deferred, quit, wake_meta, closed;
 	struct queue_stats stats;
 	/* start */
 	pthread_t thread;

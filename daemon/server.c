@@ -220,6 +220,7 @@ struct queue_options server_queue_settings(const struct server *s, const struct 
 		.map = s->map,
 		.meta = s->meta,
 		.hidden = &s->stacked,
+		.reissue = s->info.flags & UBLK_F_USER_RECOVERY_REISSUE,
 		.hold = custody ? custody->hold : NULL,
 		.holds = custody ? custody->holds : 0,
 	};
@@ -367,7 +368,9 @@ static void stop_queues(struct server *s)
 	if (s->id >= 0 && !s->stays)
 		ctrl_stop(s->ctrl, s->id); /* fails if somebody deleted the device: then it is stopped */
 	for (unsigned i = 0; i < s->queues; i++)
-		queue_join(s->queue[i], !s->started || s->stays);
+		queue_join(s->queue[i], s->stays    ? QUEUE_LEFT
+					: s->started ? QUEUE_STOPPED
+						     : QUEUE_GIVEN_UP);
 }
 
 static int close_image(struct server *s, struct qcow2_error *err)

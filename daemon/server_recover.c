@@ -83,7 +83,7 @@ static int settle_queues(struct server *s, const struct server_options *opt, str
 
 		ret = queue_start(&q, &settings, &why);
 		if (!ret) {
-			queue_join(q, true);
+			queue_join(q, QUEUE_GIVEN_UP);
 			queue_free(q);
 		} else if (ret == -EINVAL || ret == -EBUSY) {
 			ret = 0;

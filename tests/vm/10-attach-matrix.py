@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # timeout: 3600
-# takes: 250
+# takes: 600
 # group: vm long
 # engines: both
 # vm: --cpus=4

@@ -3,7 +3,7 @@
 # kernels: stable backports
 # sample: stable+kernel
 # timeout: 900
-# takes: 180
+# takes: 300
 # group: vm
 # What people do with it: a file system on the device, a tree of sources and one of odd files in it, detach, attach again,
 # everything still there.

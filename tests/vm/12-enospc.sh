@@ -3,7 +3,7 @@
 # kernels: stable backports
 # sample: backports+kernel
 # timeout: 900
-# takes: 80
+# takes: 320
 # group: vm
 # The image's file system gets full while the image grows: writers are told, nothing else is damaged, it works again when
 # there is space, and the image is clean afterwards.

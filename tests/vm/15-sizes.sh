@@ -4,7 +4,7 @@
 # kernels: stable backports
 # sample: backports+server
 # timeout: 900
-# takes: 90
+# takes: 110
 # group: vm
 # shellcheck source=tests/vm/cli.bash
 . "$(dirname "$0")/cli.bash"

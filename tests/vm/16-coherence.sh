@@ -6,7 +6,7 @@
 # kernels: stable backports
 # sample: backports+server
 # timeout: 9000
-# takes: 210
+# takes: 260
 # group: vm long
 # vm: --cpus=4
 # shellcheck source-path=SCRIPTDIR

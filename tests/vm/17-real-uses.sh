@@ -3,7 +3,7 @@
 # kernels: stable backports
 # timeout: 900
 # sample: backports+kernel
-# takes: 150
+# takes: 520
 # group: vm long
 # Uses with a second witness: whatever fio does to the device it does to a loop device as well, and both must hold the same
 # in the end. Two queues at depth 32; images on a host with 4096-byte blocks, with clusters below, at and above those; an

@@ -3,7 +3,7 @@
 # kernels: stable backports
 # sample: backports+kernel
 # timeout: 900
-# takes: 200
+# takes: 430
 # group: vm
 # Read and write errors of the host reach exactly the requests they belong to, and when the host is well again so is the
 # device. The image lies on a device-mapper device (offset in the image = offset on it) whose chosen sectors fail.

@@ -3,7 +3,7 @@
 # kernels: stable backports
 # sample: backports+kernel
 # timeout: 900
-# takes: 200
+# takes: 270
 # group: vm
 # The command from its user's side: attach, list, stats, info, detach, their options, and who is in the way.
 # shellcheck source-path=SCRIPTDIR

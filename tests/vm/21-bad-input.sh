@@ -3,7 +3,7 @@
 # kernels: stable backports
 # sample: stable+server
 # timeout: 900
-# takes: 80
+# takes: 180
 # group: vm
 # What attach must refuse: one line that says what and why, exit status 1, the file as it was, no device left.
 # shellcheck source-path=SCRIPTDIR

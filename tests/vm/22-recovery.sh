@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # timeout: 3600
-# takes: 240
+# takes: 370
 # group: vm long
 # A killed worker, with and without its supervisor, is not a power cut: the device stays, no client sees an error, what
 # was written is there, flushed or not, and the image ends without leaks.
@@ -10,7 +10,8 @@
 . "$(dirname "$0")/cli.bash"
 
 kills=10
-[ "${TEST_SCALE:-default}" != long ] || kills=200
+restarts=10 # before they left their rings open, one in 15 lost a request for ever (6.12)
+[ "${TEST_SCALE:-default}" != long ] || kills=200 restarts=60
 
 is_unlocked() { qemu-img info "$1" >/dev/null 2>&1; }
 
@@ -411,7 +412,7 @@ case_load() {
 		if ((i % 4 == 3)); then kill_one any_worker; fi # and its successor at once
 		[ ! -e enough ] || broken "an error"
 	done
-	for i in 1 2 3; do
+	for ((i = 0; i < restarts; i++)); do
 		until_true is_state live
 		timeout 60 ublk-qcow2 restart "$dev" >out 2>err || broken "restart: $? $(cat err)"
 		silent
@@ -422,7 +423,7 @@ case_load() {
 	cat rounds
 	expect 0 ublk-qcow2 stats "$dev" --json
 	echo "$kills kills, $(jq .daemon_restarts <out) restarts, $SECONDS s"
-	json ".daemon_restarts >= $kills + 3"
+	json ".daemon_restarts >= $kills + $restarts"
 	kill_both # what the last round wrote, flushed or not
 	wait $supervisor
 	expect 0 ublk-qcow2 recover "$dev"

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # timeout: 1200
-# takes: 150
+# takes: 240
 # group: vm long
 # vm: --mem=512M
 # A guest with little memory: swap space on the device, and more dirty pages than memory holds, over an empty image and over

@@ -5,7 +5,7 @@
 # kernels: stable backports
 # engines: kernel
 # timeout: 900
-# takes: 60
+# takes: 140
 # group: vm
 set -eu -o pipefail
 build=$(dirname "$(readlink -f "$0")")/../../build

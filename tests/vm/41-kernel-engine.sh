@@ -6,7 +6,7 @@
 # kernels: stable backports
 # engines: kernel
 # timeout: 9000
-# takes: 130
+# takes: 240
 # group: vm long
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/cli.bash"

@@ -6,7 +6,7 @@
 # kernels: stable backports
 # engines: kernel
 # sample: backports+kernel
-# takes: 200
+# takes: 320
 # timeout: 2400
 # group: vm long
 # shellcheck source-path=SCRIPTDIR

@@ -13,9 +13,12 @@ fail() {
 	echo "FAILED in ${FUNCNAME[2]:-?}, line ${BASH_LINENO[1]:-?}: $*"
 	echo "--- output:"; cat "$work/out"; echo "--- errors:"; cat "$work/err"
 	echo "--- devices:"; ls -l /dev/ublk* /run/ublk-qcow2; dmesg | tail -n 5
-	echo "--- device processes:"
+	echo "--- requests that the driver has:"
+	mount -t debugfs none /sys/kernel/debug
+	grep . /sys/kernel/debug/block/ublkb*/hctx*/busy
+	echo "--- device processes, and the kernel's that wait for a device:"
 	local task
-	for task in $(pgrep -x ublk-qcow2 | sed 's,.*,/proc/&/task/*,'); do
+	for task in $(pgrep -x ublk-qcow2 | sed 's,.*,/proc/&/task/*,') $(grep -l ublk_ /proc/[0-9]*/stack | sed 's,/stack$,,'); do
 		echo "$(cat "$task/comm"): $(tr '\n' ' ' <"$task/stack")"
 	done
 	exit 1
