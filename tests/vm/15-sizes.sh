@@ -9,8 +9,8 @@
 # shellcheck source=tests/vm/cli.bash
 . "$(dirname "$0")/cli.bash"
 
-# put FILL OFFSET-IN-MIB: a block there, read back past the page cache
-put() {
+# put_mib FILL OFFSET-IN-MIB: a block there, read back past the page cache
+put_mib() {
 	head -c 4096 /dev/zero | tr '\0' "$1" >block
 	dd if=block of="$dev" bs=4k seek=$(($2 * 256)) oflag=direct conv=notrunc status=none || fail "write at $2 MiB"
 	dd if="$dev" bs=4k count=1 skip=$(($2 * 256)) iflag=direct status=none | cmp - block || fail "read at $2 MiB"
@@ -22,7 +22,7 @@ case_64_tib() {
 		image -o cluster_size=$bits big.qcow2 64T
 		attach big.qcow2
 		[ "$(blockdev --getsize64 "$dev")" = $((mib * 1024 * 1024)) ] || fail "size"
-		for at in 0 1 $((mib / 2)) $((mib - 1)); do put "$((at % 7))" $at; done
+		for at in 0 1 $((mib / 2)) $((mib - 1)); do put_mib "$((at % 7))" $at; done
 		sync "$dev"
 		dd if="$dev" bs=1M count=1 skip=$((mib / 3)) iflag=direct status=none | cmp -n 1048576 - /dev/zero || fail "not zero"
 		detach "$dev"

@@ -75,7 +75,7 @@ heal() { fault none; }
 
 fill() { head -c $(($2 * unit)) /dev/zero | tr '\0' "$1"; } # BYTE COUNT
 
-put() { # BYTE FIRST COUNT
+try_write() { # BYTE FIRST COUNT
 	fill "$1" "$3" | dd of="$dev" bs=$(($3 * unit)) count=1 iflag=fullblock oflag=direct,seek_bytes conv=notrunc \
 		status=none seek=$(($2 * unit)) 2>"$work/err"
 }
@@ -93,7 +93,7 @@ model() { # BYTE FIRST COUNT
 in_model() { tail -c +$(($1 * unit + 1)) "$work/model" | head -c $(($2 * unit)) || true; } # FIRST COUNT
 
 writes() { # BYTE FIRST COUNT
-	put "$@" || fail "write $*: $(cat "$work/err")"
+	try_write "$@" || fail "write $*: $(cat "$work/err")"
 	model "$@"
 }
 
@@ -111,7 +111,7 @@ no_read() {
 
 # The model keeps what was there; `settle` says what it is.
 no_write() { # BYTE FIRST COUNT
-	! put "$@" || fail "write $* succeeded"
+	! try_write "$@" || fail "write $* succeeded"
 	is_eio
 }
 
@@ -341,7 +341,7 @@ space() {
 	fault error $((end + cluster)) $unit $((end + 3 * cluster)) $((2 * cluster))
 	local i
 	for ((i = 8; i < 16; i++)); do
-		if put g $((i * per + 1)) 1; then model g $((i * per + 1)) 1; else is_eio; fi
+		if try_write g $((i * per + 1)) 1; then model g $((i * per + 1)) 1; else is_eio; fi
 	done
 	flushes
 	same
@@ -442,7 +442,7 @@ metadata() {
 	finish
 	# closed while it cannot be written: said so, and nothing worse than leaks; the next attach has all of it
 	attach "$disk"
-	put b $((2 * table)) $per
+	try_write b $((2 * table)) $per
 	fault error "$(word 40)" "$cluster"
 	expect 1 ublk-qcow2 detach "$dev"
 	one_error
