@@ -173,7 +173,7 @@ int ublk_bpf_drain_range(struct ublk_bpf_disk *disk, u64 offset, u64 length, boo
 /* slot.c */
 int ublk_bpf_slot_set(struct ublk_bpf_disk *disk, struct ublk_bpf_file *arg);
 int ublk_bpf_slot_get(struct ublk_bpf_disk *disk, struct ublk_bpf_file *arg);
-void ublk_bpf_slot_free(struct ublk_bpf_slot *slot);
+void ublk_bpf_slots_clear(struct ublk_bpf_disk *disk); /* nothing is in flight, and no program asks */
 
 /* aio.c */
 /* The first of the free aios that each CPU keeps, for all disks: mostly the only one that is needed. */

@@ -421,16 +421,9 @@ static int announce(struct ublk_bpf_disk *disk)
 /* After this the disk does nothing any more; its memory may live on in somebody's hand. */
 static void quiesce(struct ublk_bpf_disk *disk)
 {
-	int i;
-
 	ublk_bpf_detach(disk);
 	synchronize_rcu(); /* punt() */
-	mutex_lock(&disk->lock);
-	for (i = 0; i < UBLK_BPF_FILES; i++) {
-		ublk_bpf_slot_free(disk->slots[i]);
-		disk->slots[i] = NULL;
-	}
-	mutex_unlock(&disk->lock);
+	ublk_bpf_slots_clear(disk);
 }
 
 int ublk_bpf_disk_create(struct ublk_bpf_create *arg)

@@ -10,7 +10,7 @@
 
 #define LOOP_DEPTH 8 /* of ublkbpf disks upon files upon ublkbpf disks */
 
-void ublk_bpf_slot_free(struct ublk_bpf_slot *slot)
+static void free_slot(struct ublk_bpf_slot *slot)
 {
 	if (!slot)
 		return;
@@ -91,7 +91,7 @@ static int check_file(struct ublk_bpf_disk *disk, struct file *file, bool rdonly
 		return -EOPNOTSUPP;
 	if (!rdonly && get_disk_ro(disk->gendisk))
 		return -EROFS;
-	return makes_loop(disk, file, 0) ? -ELOOP : 0;
+	return 0;
 }
 
 /* Takes the reference on @file over if it succeeds. */
@@ -122,21 +122,33 @@ static struct ublk_bpf_slot *make_slot(struct ublk_bpf_disk *disk, struct file *
 	return slot;
 }
 
-static void replace(struct ublk_bpf_disk *disk, u32 n, struct ublk_bpf_slot *slot)
+/*
+ * Keeps two disks from putting files on each other at the same time, unseen by makes_loop(), which looks at the
+ * slots of every disk on its way. Inside a disk's own lock, and never held for long: a drain may wait for a file
+ * system that is frozen, and other disks have nothing to do with it.
+ */
+static DEFINE_MUTEX(slots_lock);
+
+/* 0, or -ELOOP: nothing has changed. */
+static int replace(struct ublk_bpf_disk *disk, u32 n, struct ublk_bpf_slot *slot)
 {
 	struct ublk_bpf_slot *old;
 
 	lockdep_assert_held(&disk->lock);
+	mutex_lock(&slots_lock);
+	if (slot && makes_loop(disk, slot->file, 0)) {
+		mutex_unlock(&slots_lock);
+		return -ELOOP;
+	}
 	old = disk->slots[n];
 	smp_store_release(&disk->slots[n], slot);
+	mutex_unlock(&slots_lock);
 	if (old) {
 		ublk_bpf_drain_range(disk, 0, U64_MAX, false);
-		ublk_bpf_slot_free(old);
+		free_slot(old);
 	}
+	return 0;
 }
-
-/* Keeps two disks from putting files on each other at the same time, unseen by makes_loop(). */
-static DEFINE_MUTEX(set_lock);
 
 int ublk_bpf_slot_set(struct ublk_bpf_disk *disk, struct ublk_bpf_file *arg)
 {
@@ -155,24 +167,41 @@ int ublk_bpf_slot_set(struct ublk_bpf_disk *disk, struct ublk_bpf_file *arg)
 	} else if (arg->fd != -1) {
 		return -EBADF;
 	}
-	mutex_lock(&set_lock);
 	mutex_lock(&disk->lock);
 	ret = disk->state == UBLK_BPF_GONE ? -ENODEV : 0;
 	if (!ret && file) {
 		slot = make_slot(disk, file, arg->flags & UBLK_BPF_FILE_RDONLY);
 		ret = PTR_ERR_OR_ZERO(slot);
+		if (!ret)
+			file = NULL;
+	}
+	if (!ret) {
+		ret = replace(disk, arg->slot, slot);
+		if (ret)
+			free_slot(slot);
 	}
 	if (!ret) {
 		arg->mem_align = slot ? slot->mem_mask + 1 : 0;
 		arg->offset_align = slot ? slot->offset_mask + 1 : 0;
-		file = NULL;
-		replace(disk, arg->slot, slot);
 	}
 	mutex_unlock(&disk->lock);
-	mutex_unlock(&set_lock);
 	if (file)
 		fput(file);
 	return ret;
+}
+
+void ublk_bpf_slots_clear(struct ublk_bpf_disk *disk)
+{
+	int i;
+
+	mutex_lock(&disk->lock);
+	mutex_lock(&slots_lock);
+	for (i = 0; i < UBLK_BPF_FILES; i++) {
+		free_slot(disk->slots[i]);
+		disk->slots[i] = NULL;
+	}
+	mutex_unlock(&slots_lock);
+	mutex_unlock(&disk->lock);
 }
 
 int ublk_bpf_slot_get(struct ublk_bpf_disk *disk, struct ublk_bpf_file *arg)
