@@ -30,6 +30,7 @@ struct kernel_engine {
 	struct kernel_program *program;
 	struct kernel_drain *drain; /* NULL: no disk has ever had the table */
 	bool disk; /* it is there */
+	struct ublk_bpf_stats before; /* what it had counted for processes before this one */
 };
 
 static int drain(void *ctx, uint64_t first, uint64_t end, uint64_t ticket)
@@ -129,6 +130,9 @@ int kernel_engine_adopt(struct kernel_engine *k, int id, struct qcow2_error *err
 		return qcow2_fail(err, ret, "/dev/ublkbpf%d: its program cannot be taken away: %s", id,
 				  strerror(-ret));
 	k->disk = true;
+	k->before.id = (__u32)id;
+	if (upper_call(k->control, UBLK_BPF_STATS, &k->before))
+		k->before = (struct ublk_bpf_stats){ 0 };
 	return 1;
 }
 
@@ -230,12 +234,12 @@ void kernel_engine_stats(const struct kernel_engine *k, struct server_stats *st)
 
 	if (!k->disk || upper_call(k->control, UBLK_BPF_STATS, &s))
 		return;
-	st->kernel_hits = s.hits;
-	st->hits += s.hits;
-	st->reads += s.reads;
-	st->writes += s.writes;
-	st->read_bytes += s.read_bytes;
-	st->write_bytes += s.write_bytes;
+	st->kernel_hits = s.hits - k->before.hits;
+	st->hits += st->kernel_hits;
+	st->reads += s.reads - k->before.reads;
+	st->writes += s.writes - k->before.writes;
+	st->read_bytes += s.read_bytes - k->before.read_bytes;
+	st->write_bytes += s.write_bytes - k->before.write_bytes;
 }
 
 void kernel_engine_free(struct kernel_engine *k)

@@ -195,7 +195,10 @@ case_killed_worker() {
 	[ "$(member device)" = "$dev" ] || fail "another device"
 	(($(stat_of daemon_restarts) == 1)) || fail "not restarted"
 	has 0 c
+	has 0 c
+	(($(stat_of kernel_hits) > 0)) || fail "no hits"
 	expect 0 ublk-qcow2 restart "$dev"
+	(($(stat_of kernel_hits) == 0)) || fail "hits that were counted for an earlier worker"
 	has 20000 d
 	detach "$dev"
 	nothing_left
