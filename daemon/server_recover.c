@@ -10,12 +10,14 @@
 #include "server_impl.h"
 #include "upper.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #define RECOVERY_WAIT_MS 30000
-#define CANCEL_WAIT_MS 200
+#define CANCEL_WAITS 4
+#define CANCEL_WAIT_MS 50
 
 static int look_up(struct server *s, const struct server_options *opt, struct qcow2_error *err)
 {
@@ -97,12 +99,35 @@ static int settle_queues(struct server *s, const struct server_options *opt, str
 }
 
 /*
+ * The kernel does work of its own on each CPU's system workqueue and waits for it (vmstat_refresh()): items
+ * that were queued there before have begun when this returns, however busy the CPUs are.
+ */
+static void pass_queued_work(void)
+{
+	int fd = open("/proc/sys/vm/stat_refresh", O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return;
+	(void)!write(fd, "1", 1);
+	close(fd);
+}
+
+/*
  * The dead server's rings let go of ublkcN some time after its end. Even then the driver of 6.12 may not be
  * done with them: a work item, queued for each queue that lost its server, cancels every command that it
  * finds. If it comes to that late it finds the FETCHes of the next server, and a request for such a tag is
  * lost for ever, and with it the device: the next recovery waits for it. Nothing says when that work has
- * ended; it only needs a CPU.
+ * ended; once begun it needs no more than a CPU, so it is given some turns.
  */
+static void outlast_cancelling(void)
+{
+	for (unsigned i = 0; i < CANCEL_WAITS; i++) {
+		pass_queued_work();
+		for (unsigned ms = 0; ms < CANCEL_WAIT_MS; ms++)
+			server_nap();
+	}
+}
+
 static int start_recovery(struct server *s, struct qcow2_error *err)
 {
 	int ret = -EBUSY;
@@ -112,10 +137,10 @@ static int start_recovery(struct server *s, struct qcow2_error *err)
 		if (ret == -EBUSY)
 			server_nap();
 	}
-	for (unsigned ms = 0; ms < CANCEL_WAIT_MS && ret >= 0 && !is_new_driver(s); ms++)
-		server_nap();
 	if (ret < 0)
 		return qcow2_fail(err, ret, "%s: cannot be recovered: %s", s->node, strerror(-ret));
+	if (!is_new_driver(s))
+		outlast_cancelling();
 	return 0;
 }
 
