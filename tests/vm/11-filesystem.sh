@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # sample: stable+kernel
-# timeout: 900
+# timeout: 1800
 # takes: 300
 # group: vm
 # What people do with it: a file system on the device, a tree of sources and one of odd files in it, detach, attach again,

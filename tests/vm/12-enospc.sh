@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # sample: backports+kernel
-# timeout: 900
+# timeout: 1800
 # takes: 320
 # group: vm
 # The image's file system gets full while the image grows: writers are told, nothing else is damaged, it works again when

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
-# timeout: 900
+# timeout: 1800
 # sample: backports+kernel
 # takes: 520
 # group: vm long

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # sample: backports+kernel
-# timeout: 900
+# timeout: 1800
 # takes: 430
 # group: vm
 # Read and write errors of the host reach exactly the requests they belong to, and when the host is well again so is the

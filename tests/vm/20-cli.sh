@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # sample: backports+kernel
-# timeout: 900
+# timeout: 1800
 # takes: 270
 # group: vm
 # The command from its user's side: attach, list, stats, info, detach, their options, and who is in the way.
