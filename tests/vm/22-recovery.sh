@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
 # timeout: 3600
-# takes: 370
+# takes: 530
 # group: vm long
 # A killed worker, with and without its supervisor, is not a power cut: the device stays, no client sees an error, what
 # was written is there, flushed or not, and the image ends without leaks.
