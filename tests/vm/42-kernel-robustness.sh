@@ -357,6 +357,7 @@ case_cycles() {
 		has 0 x
 		detach "$dev"
 		[ $i != 10 ] || memory=$(kernel_memory)
+		((i % 100)) || echo "$i devices, $SECONDS s"
 	done
 	nothing_left
 	grown=$(($(kernel_memory) - memory))
@@ -384,6 +385,7 @@ case_module() {
 			has 0 a
 			detach "$dev"
 		fi
+		((i % 20 != 19)) || echo "loaded $((i + 1)) times, $SECONDS s"
 	done
 	sound a.qcow2
 }
