@@ -14,8 +14,8 @@ fail() {
 	echo "--- output:"; cat "$work/out"; echo "--- errors:"; cat "$work/err"
 	echo "--- devices:"; ls -l /dev/ublk* /run/ublk-qcow2; dmesg | tail -n 5
 	echo "--- requests that the driver has:"
-	mount -t debugfs none /sys/kernel/debug
-	grep . /sys/kernel/debug/block/ublkb*/hctx*/busy
+	mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug || true
+	grep . /sys/kernel/debug/block/ublkb*/hctx*/busy || true # some of the tests have set -e
 	echo "--- device processes, and the kernel's that wait for a device:"
 	local task
 	for task in $(pgrep -x ublk-qcow2 | sed 's,.*,/proc/&/task/*,') $(grep -l ublk_ /proc/[0-9]*/stack | sed 's,/stack$,,'); do
