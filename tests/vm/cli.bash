@@ -154,14 +154,15 @@ kill_both() {
 }
 
 run_cases() {
-	local name
+	local name start
 	for name in $(declare -F | sed -n 's/^declare -f case_//p'); do
 		if [ $# -gt 0 ] && [[ " $* " != *" $name "* ]]; then continue; fi
 		work=$base/$name
 		mkdir "$work" && cd "$work" && : >out && : >err || exit 1
+		start=$SECONDS
 		"case_$name"
 		nothing_left
-		echo "ok $name"
+		echo "ok $name ($((SECONDS - start)) s)"
 	done
 	cd / && rm -rf "$base"
 }
