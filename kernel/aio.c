@@ -21,6 +21,7 @@
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uio.h>
+#include <linux/version.h>
 
 #include "acct.h"
 #include "core.h"
@@ -179,9 +180,46 @@ static bool may_inline(const struct ublk_bpf_slot *slot, bool write)
 	       (!write || rlimit(RLIMIT_FSIZE) == RLIM_INFINITY);
 }
 
+/*
+ * The block layer of 6.12 (not that of 7.3) has a plug of its own around ->submit_bio. What the file's disk
+ * would finish at once stays in it until we are back, and then iomap ends a write in a workqueue, which costs
+ * half a hit. So, unless it is the submitter's, who may have more to come: no plug, as where the file itself
+ * is written.
+ */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 0, 0)
+static struct blk_plug *hide_plug(void)
+{
+	struct blk_plug *plug = current->plug;
+
+	if (!plug || plug->nr_ios > 1 || plug->rq_count || !list_empty(&plug->cb_list))
+		return NULL;
+	/* The flag says that current->plug has the time; the scheduler clears it there without a look. */
+	if (current->flags & PF_BLOCK_TS) {
+		plug->cur_ktime = 0;
+		current->flags &= ~PF_BLOCK_TS;
+	}
+	current->plug = NULL;
+	return plug;
+}
+static void show_plug(struct blk_plug *plug)
+{
+	if (plug)
+		current->plug = plug;
+}
+#else
+static struct blk_plug *hide_plug(void)
+{
+	return NULL;
+}
+static void show_plug(struct blk_plug *plug)
+{
+}
+#endif
+
 void ublk_bpf_aio_start(struct ublk_bpf_aio *aio)
 {
 	struct bio_list *list = current->bio_list;
+	struct blk_plug *plug;
 	unsigned int noio;
 	bool issued;
 
@@ -191,9 +229,11 @@ void ublk_bpf_aio_start(struct ublk_bpf_aio *aio)
 		return;
 	}
 	noio = memalloc_noio_save();
+	plug = hide_plug();
 	current->bio_list = NULL;
 	issued = aio_issue(aio, true);
 	current->bio_list = list;
+	show_plug(plug);
 	memalloc_noio_restore(noio);
 	if (!issued)
 		frozen(aio);
