@@ -193,6 +193,9 @@ static struct blk_plug *hide_plug(void)
 
 	if (!plug || plug->nr_ios > 1 || plug->rq_count || !list_empty(&plug->cb_list))
 		return NULL;
+	/* Tags that a batch has got ahead: who sleeps gives them back, but only those of current->plug. */
+	if (*(struct request **)&plug->cached_rqs) /* a pointer; in later 6.12 a list that begins with it */
+		return NULL;
 	/* The flag says that current->plug has the time; the scheduler clears it there without a look. */
 	if (current->flags & PF_BLOCK_TS) {
 		plug->cur_ktime = 0;
