@@ -12,7 +12,8 @@
 # In each of the two guests of ./test.
 kills=5
 restarts=8 # before they left their rings open, one in 15 lost a request for ever (6.12)
-[ "${TEST_SCALE:-default}" != long ] || kills=200 restarts=60
+recoveries=5
+[ "${TEST_SCALE:-default}" != long ] || kills=200 restarts=60 recoveries=100
 
 is_unlocked() { qemu-img info "$1" >/dev/null 2>&1; }
 
@@ -247,7 +248,7 @@ case_recovering() {
 	local i writer
 	image a.qcow2 64M
 	attach --queues=2 --depth=16 a.qcow2
-	for ((i = 0; i < kills / 2; i++)); do
+	for ((i = 0; i < recoveries; i++)); do
 		until_true is_state live
 		put $((i * 4)) a & writer=$!
 		kill -9 "$(member pid)"
@@ -259,7 +260,7 @@ case_recovering() {
 		wait $writer || fail "an error"
 	done
 	until_true is_state live
-	for ((i = 0; i < kills / 2; i++)); do has $((i * 4)) a; done
+	for ((i = 0; i < recoveries; i++)); do has $((i * 4)) a; done
 	detach "$dev"
 	nothing_left
 	sound a.qcow2
