@@ -18,6 +18,7 @@
 #define CACHE_DEFAULT_BYTES (2u << 20)
 #define CACHE_MIN_BLOCKS 64u
 #define CACHE_CLEAN_BLOCKS 16u /* so few clean ones are not evicted */
+#define CACHE_GIVE_BLOCKS 8u
 #define CACHE_SPARE_BLOCKS 64u /* beyond the size, for who cannot wait */
 
 struct cache {
@@ -155,6 +156,14 @@ void *cache_buffer(struct qcow2_image *img)
 	while (!(buf = buf_alloc(img->geo.block_size)) && evict(img->cache))
 		;
 	return buf;
+}
+
+void cache_give(struct qcow2_image *img)
+{
+	unsigned n = CACHE_GIVE_BLOCKS;
+
+	while (n-- && evict(img->cache))
+		;
 }
 
 static struct block *block_new(struct cache *c, enum block_type type, uint64_t off)
@@ -327,7 +336,7 @@ unsigned cache_dirty_count(const struct qcow2_image *img)
 unsigned cache_dirty_limit(const struct qcow2_image *img)
 {
 	const struct cache *c = img->cache;
-	size_t size = img->geo.block_size;
+	size_t size = (size_t)buf_takes(img->geo.block_size);
 	size_t blocks = mem_ready(16 * size * (c->dirty + 1)) / size; /* a commit needs a copy of each dirty one */
 
 	return blocks / 8 < c->max / 4 ? (unsigned)(blocks / 8) : c->max / 4;

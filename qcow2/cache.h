@@ -39,6 +39,8 @@ int cache_get_word(struct qcow2_image *img, enum block_type type, uint64_t table
 struct block *cache_insert(struct qcow2_image *img, enum block_type type, uint64_t off, const void *data);
 /* A buffer for a copy of a block, the caller's; clean blocks go for it. NULL: out of memory. */
 void *cache_buffer(struct qcow2_image *img);
+/* Memory is short for something else: some clean blocks go. */
+void cache_give(struct qcow2_image *img);
 void block_pin(struct block *b);
 void block_unpin(struct block *b);
 /* Mark as changed in the open generation (again: after a failed commit). */

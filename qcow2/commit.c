@@ -66,6 +66,7 @@ struct commit {
 	size_t nfrozen, frozen_cap;
 	enum stage stage;
 	int failed; /* first error of this commit */
+	bool scarce; /* or there was no memory to lower something after it */
 	struct runs lower_open, lower_closing; /* references dropped, not yet applied */
 	struct runs unread; /* nor can they be, as their refcount block is not read: the next commit tries again */
 	struct runs lowered, lowered_closing; /* applied to the cache: quarantine */
@@ -246,9 +247,14 @@ bool commit_lower_pending(const struct qcow2_image *img)
 	return img->commit->lower_open.n || img->commit->lower_closing.n || img->commit->unread.n;
 }
 
-void commit_closing(struct qcow2_image *img)
+bool commit_scarce(const struct qcow2_image *img)
 {
-	img->commit->closing = true;
+	return img->commit->failed == -ENOMEM || img->commit->scarce;
+}
+
+void commit_closing(struct qcow2_image *img, bool closing)
+{
+	img->commit->closing = closing;
 }
 
 static void each_run(const struct runs *r, size_t from, void (*fn)(void *ctx, uint64_t first, uint64_t n), void *ctx)
@@ -327,6 +333,7 @@ static enum step commit_close(struct op *op)
 	op->err = 0;
 	op->sync_failed = false;
 	c->wanted = false;
+	c->scarce = false;
 	c->failed = c->img->mode == MODE_FAILED || c->img->lost ? -EIO : 0;
 	c->nfrozen = 0;
 	c->applied = 0;
@@ -487,6 +494,8 @@ static enum step commit_end(struct op *op)
 	struct commit *c = of(op);
 	c->img->stats.commits++;
 	thaw(c);
+	if (c->failed == -ENOMEM)
+		image_make_room(c->img);
 	if (c->failed) {
 		runs_move(&c->lower_open, &c->lower_closing);
 		runs_move(&c->lowered, &c->lowered_closing);
@@ -569,6 +578,10 @@ static enum step commit_apply_lower(struct op *op)
 		if (ret == -EWOULDBLOCK)
 			return STEP_NEXT;
 		op->err = 0;
+		if (ret == -ENOMEM) {
+			c->scarce = true;
+			image_make_room(c->img);
+		}
 		if (!r->n) {
 			c->applied++;
 			continue;

@@ -34,9 +34,11 @@ void commit_lower(struct qcow2_image *img, uint64_t first, uint64_t n);
 void commit_restore_lower(struct qcow2_image *img, uint64_t first, uint64_t n);
 /* References that are dropped, their refcounts not lowered yet. */
 bool commit_lower_pending(const struct qcow2_image *img);
-/* From now on those whose refcounts cannot be read stay leaked. Else every commit tries them again, though
+/* The last commit found no memory for all that it had to do. */
+bool commit_scarce(const struct qcow2_image *img);
+/* If @closing: from now on those whose refcounts cannot be read stay leaked. Else every commit tries them again, though
  * commit_dirty() does not count them. */
-void commit_closing(struct qcow2_image *img);
+void commit_closing(struct qcow2_image *img, bool closing);
 void commit_each_lower(struct qcow2_image *img, void (*fn)(void *ctx, uint64_t first, uint64_t n), void *ctx);
 /* The open generation's L1 entry makes this L2 table (host offset) reachable. 0 or -ENOMEM. */
 int commit_new_l2(struct qcow2_image *img, uint64_t l2);

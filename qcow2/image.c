@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "alloc.h"
 #include "cache.h"
 #include "commit.h"
@@ -23,6 +24,8 @@
 
 #define HEADER_PROBE 4096u
 #define SCAN_CHUNK (256u << 10)
+#define CLOSE_TRIES 10000u
+#define CLOSE_PAUSE_US 1000
 
 static enum step mode_noop(struct op *op)
 {
@@ -49,6 +52,13 @@ void image_set_mode(struct qcow2_image *img, enum image_mode mode)
 		return;
 	withdraw_all(img);
 	img->mode = mode;
+}
+
+void image_make_room(struct qcow2_image *img)
+{
+	for (unsigned i = 0; i < img->chain_len; i++)
+		if (img->chain[i].img)
+			cache_give(img->chain[i].img);
 }
 
 int image_corrupt(struct qcow2_image *img)
@@ -414,50 +424,75 @@ int qcow2_sync(struct qcow2_image *img, enum qcow2_req_op op, void *buf, uint64_
 	return ret ? ret : res;
 }
 
-/* Ends the image's life: words withdrawn, then commits until nothing is left. */
-struct closer {
+/* Something to wait for when nobody else is there. */
+struct awaited {
 	struct op op;
-	struct qcow2_image *img;
 	bool done;
 	int err;
 };
 
-static enum step close_commit(struct op *op)
+static enum step awaited_done(struct op *op)
 {
-	struct closer *c = (struct closer *)((char *)op - offsetof(struct closer, op));
+	struct awaited *a = (struct awaited *)((char *)op - offsetof(struct awaited, op));
 
-	/* A corrupt image (mode ro) too keeps what was written before that was noticed. */
-	if (op->err || !c->img->commit || c->img->lost || c->img->mode == MODE_FAILED ||
-	    (c->err && !commit_dirty(c->img) && !commit_lower_pending(c->img))) {
-		c->err = op->err ? op->err : c->img->lost ? -EIO : 0;
-		c->done = true;
-		return STEP_DONE;
-	}
-	if (c->err)
-		commit_closing(c->img);
-	c->err = 1; /* at least one commit, so that everything written is durable */
-	commit_wait(c->img, op);
-	return STEP_NEXT;
+	a->err = op->err;
+	a->done = true;
+	return STEP_DONE;
 }
 
-static int drain_and_commit(struct qcow2_image *img)
+static void await_withdraw(struct qcow2_image *img)
 {
-	struct closer c = { .img = img };
+	struct awaited a = { .done = false };
 
-	op_init(&c.op, img->run);
-	op_then(&c.op, close_commit);
-	op_get(&c.op);
-	(void)withdraw(img, 0, img->geo.size, &c.op);
-	op_put(&c.op, 0);
-	while (!c.done || commit_running(img))
+	op_init(&a.op, img->run);
+	op_then(&a.op, awaited_done);
+	op_get(&a.op);
+	(void)withdraw(img, 0, img->geo.size, &a.op);
+	op_put(&a.op, 0);
+	while (!a.done)
 		qcow2_run(img, true);
-	return c.err;
+}
+
+/* One commit, and what is lowered after it. */
+static int await_commit(struct qcow2_image *img)
+{
+	struct awaited a = { .done = false };
+
+	op_init(&a.op, img->run);
+	op_then(&a.op, awaited_done);
+	commit_wait(img, &a.op);
+	while (!a.done || commit_running(img))
+		qcow2_run(img, true);
+	return a.err;
+}
+
+/* At least one commit, so that everything written is durable; a corrupt image (mode ro) too keeps what was
+ * written before that was noticed. If memory is short, it is being made. */
+static int commit_all(struct qcow2_image *img)
+{
+	unsigned tries = 0;
+	int ret = 0;
+
+	while (img->commit && !img->lost && img->mode != MODE_FAILED) {
+		bool again;
+
+		ret = await_commit(img);
+		again = commit_scarce(img) && tries++ < CLOSE_TRIES;
+		if (!again && (ret || (!commit_dirty(img) && !commit_lower_pending(img))))
+			break;
+		commit_closing(img, !again);
+		if (again)
+			usleep(CLOSE_PAUSE_US);
+	}
+	return ret ? ret : img->lost ? -EIO : 0;
 }
 
 int qcow2_close(struct qcow2_image *img, struct qcow2_error *err)
 {
-	int ret = drain_and_commit(img);
+	int ret;
 
+	await_withdraw(img);
+	ret = commit_all(img);
 	if (ret)
 		qcow2_fail(err, ret, "%s: closing: %s: changes since the last flush may be lost", img->file->path,
 			   strerror(-ret));

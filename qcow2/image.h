@@ -54,6 +54,8 @@ struct qcow2_image {
 /* image.c */
 /* Lower the mode, never raise it; withdraws the words that the new mode does not allow. */
 void image_set_mode(struct qcow2_image *img, enum image_mode mode);
+/* Something found no memory, and will be tried again: what is cached gives way. */
+void image_make_room(struct qcow2_image *img);
 /* The image contradicts itself: mode ro, corrupt bit set if possible. Returns -EUCLEAN. */
 int image_corrupt(struct qcow2_image *img);
 /* Open one qcow2 file without its backing chain (backing.c adds that). Owns @file. */

@@ -39,9 +39,14 @@ size_t mem_ready(size_t want)
 	return from.ready ? from.ready(from.ctx, want) : SIZE_MAX;
 }
 
+uint64_t buf_takes(uint64_t len)
+{
+	return len < BUF_ALIGN ? BUF_ALIGN : len;
+}
+
 void *buf_alloc(uint64_t len)
 {
-	size_t size = len < BUF_ALIGN ? BUF_ALIGN : len;
+	size_t size = (size_t)buf_takes(len);
 	void *buf;
 
 	if (len > SIZE_MAX - BUF_ALIGN)

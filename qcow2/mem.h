@@ -14,8 +14,9 @@ void *mem_get(size_t size);
 void *mem_get_zeroed(size_t size);
 void mem_put(void *p); /* NULL is allowed */
 size_t mem_ready(size_t want); /* bytes there are for all (SIZE_MAX: nobody knows), wanted are @want */
-/* The same as mem_get(), aligned for direct I/O (4096). */
+/* The same as mem_get(), aligned for direct I/O (4096): at least that much is taken. */
 void *buf_alloc(uint64_t len);
+uint64_t buf_takes(uint64_t len);
 void buf_free(void *buf);
 
 #endif

@@ -23,8 +23,10 @@ int qcow2_submit(struct qcow2_image *img, struct qcow2_req *req)
 {
 	struct request *r = mem_get_zeroed(sizeof(*r));
 
-	if (!r)
+	if (!r) {
+		image_make_room(img);
 		return -ENOMEM;
+	}
 	r->img = img;
 	r->user = req;
 	op_init(&r->op, img->run);
@@ -127,6 +129,8 @@ static enum step request_end(struct op *op)
 	journal_publish(r->img);
 	if (!res && q->op != QCOW2_READ && r->img->mode == MODE_FAILED)
 		res = -EIO; /* maybe nobody recorded it */
+	if (res == -ENOMEM)
+		image_make_room(r->img);
 	range_unlock(r->img, &r->range);
 	TAILQ_REMOVE(&r->img->requests, r, link);
 	mem_put(r);

@@ -139,7 +139,7 @@ static void grows_for_a_large_one(void **state)
 #define CLUSTERS 512u
 #define AT_ONCE 32u
 
-static unsigned long refusals;
+static unsigned long refusals, refuse;
 
 static void *get(void *ctx, size_t size)
 {
@@ -147,7 +147,8 @@ static void *get(void *ctx, size_t size)
 
 	if (size > ARENA_LARGEST) /* opening */
 		return aligned_alloc(4096, size);
-	p = arena_get(ctx, size);
+	p = refuse ? NULL : arena_get(ctx, size);
+	refuse -= !!refuse;
 	refusals += !p;
 	return p;
 }
@@ -241,6 +242,77 @@ static void reserve_is_enough(void **state)
 	disk_free(d);
 }
 
+static void start_with(struct arena **a, struct qcow2_memory *memory)
+{
+	assert_int_equal(arena_new(a, 64, ARENA_LARGEST, ARENA_LARGEST, NULL, NULL), 0);
+	*memory = (struct qcow2_memory){ .get = get, .put = put, .ready = ready, .ctx = *a };
+	qcow2_use_memory(memory);
+	refusals = 0;
+}
+
+static void end_with(struct arena *a, struct disk *d)
+{
+	qcow2_use_memory(NULL);
+	arena_delete(a);
+	assert_clean(d);
+	disk_free(d);
+}
+
+static void do_again(struct qcow2_image *img, enum qcow2_req_op op, uint64_t off, uint64_t len, int fill)
+{
+	static unsigned char buf[65536] __attribute__((aligned(4096)));
+	struct job j = {
+		.req = { .op = op, .off = off, .len = len, .buf = buf, .done = job_done, .owner = &j }
+	};
+
+	memset(buf, fill, sizeof(buf));
+	j.done = j.res = qcow2_submit(img, &j.req);
+	finish(img, &j, 1);
+}
+
+/* A block of metadata takes 4096 bytes, even one of 512: not more of them get dirty than a commit can copy. */
+static void small_blocks_fit(void **state)
+{
+	struct disk *d = disk_make(&(struct spec){ .bits = 9, .size = 4 << 20 });
+	struct qcow2_memory memory;
+	struct qcow2_image *img;
+	struct arena *a;
+
+	start_with(&a, &memory);
+	img = open_image(d, NULL);
+	for (unsigned i = 0; i < 4000; i++)
+		do_again(img, QCOW2_WRITE, (uint64_t)(i * 61 % 8192) << 9, 512, 1 + i % 250);
+	assert_int_equal(do_flush(img), 0);
+	for (unsigned i = 0; i < 4000; i++)
+		do_again(img, QCOW2_WRITE, (uint64_t)(i * 67 % 8192) << 9, 512, 1 + i % 250);
+	close_image(img);
+	end_with(a, d);
+}
+
+/* It is there only after a while: what closes an image waits, and nothing is left undone. */
+static void close_waits_for_memory(void **state)
+{
+	struct disk *d = disk_make(&(struct spec){ .bits = 16, .size = CLUSTERS << 16 });
+	struct qcow2_memory memory;
+	struct qcow2_image *img;
+	struct arena *a;
+
+	for (unsigned times = 1; times < 40; times++) {
+		start_with(&a, &memory);
+		img = open_image(d, NULL);
+		for (unsigned c = 0; c < 64; c++)
+			do_again(img, QCOW2_WRITE, (uint64_t)c << 16, 65536, 1 + (int)times);
+		do_again(img, QCOW2_DISCARD, (times % 16) << 16, 32 << 16, 0);
+		refuse = times;
+		close_image(img);
+		assert_true(refuse == 0);
+		qcow2_use_memory(NULL);
+		arena_delete(a);
+		assert_clean(d);
+	}
+	disk_free(d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -248,6 +320,8 @@ int main(void)
 		cmocka_unit_test(grows_and_shrinks),
 		cmocka_unit_test(grows_for_a_large_one),
 		cmocka_unit_test(reserve_is_enough),
+		cmocka_unit_test(small_blocks_fit),
+		cmocka_unit_test(close_waits_for_memory),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
