@@ -189,18 +189,22 @@ static int on_order(sd_event_source *source, int fd, uint32_t revents, void *use
 	return 0;
 }
 
+static void look_at_swaps(struct control *c)
+{
+	swap_watch_look(&c->swap, c->state->device);
+	server_allow_hits(c->server, !c->swap.urgent);
+}
+
 static int on_swaps(sd_event_source *source, int fd, uint32_t revents, void *userdata)
 {
-	struct control *c = userdata;
-
-	swap_watch_look(&c->swap, c->state->device);
+	look_at_swaps(userdata);
 	return 0;
 }
 
 static int watch_swaps(struct control *c)
 {
 	swap_watch_open(&c->swap);
-	swap_watch_look(&c->swap, c->state->device);
+	look_at_swaps(c);
 	return c->swap.fd < 0 ? 0 : sd_event_add_io(c->event, NULL, c->swap.fd, EPOLLPRI, on_swaps, c);
 }
 

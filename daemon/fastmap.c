@@ -94,6 +94,7 @@ struct fastmap {
 	unsigned slots, readers, cluster_bits;
 	struct fastmap_peer peer; /* .slot NULL: none */
 	uint64_t peer_done; /* ticket; any thread */
+	bool off; /* nothing is published */
 	/* metadata thread */
 	struct place *place; /* of each slot */
 	uint32_t free, dying; /* the first one */
@@ -553,6 +554,16 @@ static uint32_t get_slot(struct fastmap *f, uint64_t slice)
 	return slot;
 }
 
+void fastmap_peer_off(struct fastmap *f, bool off)
+{
+	if (!f->peer.slot)
+		return;
+	f->off = off;
+	for (uint32_t i = 0; off && i < f->slots; i++)
+		if (f->place[i].state == PLACE_USED && kill_slot(f, i))
+			put_free(f, i);
+}
+
 /* ---- the hooks of struct qcow2_table_ops ---- */
 
 static void publish(void *ctx, uint64_t guest, uint64_t len, enum word_kind kind, unsigned file,
@@ -566,6 +577,8 @@ static void publish(void *ctx, uint64_t guest, uint64_t len, enum word_kind kind
 	if (kind == WORD_DATA)
 		word = FASTMAP_DATA | (uint64_t)file << FASTMAP_FILE_SHIFT |
 		       (writable ? FASTMAP_WRITABLE : 0) | host;
+	if (f->off)
+		return;
 	if (kind == WORD_DATA && (file >= FASTMAP_MAX_FILES || (host | (host + len - 1)) >> 56 || host % 512))
 		return;
 	if (end - cluster > most)

@@ -48,6 +48,9 @@ int fastmap_new(struct fastmap **out, unsigned cluster_bits, uint64_t cache_byte
 		const struct fastmap_peer *peer);
 /* Any thread: what the peer was asked to drain with this ticket or a lower one is drained. */
 void fastmap_peer_drained(struct fastmap *f, uint64_t ticket);
+/* Metadata thread. Off: the peer finds nothing from now on, as nothing is published; its I/O in flight is not
+ * waited for, but drained as ever. Nothing happens to a table without a peer. */
+void fastmap_peer_off(struct fastmap *f, bool off);
 /* The metadata thread has ended: no wake-ups any more when this returns. */
 void fastmap_stop_peer(struct fastmap *f);
 void fastmap_set_cluster_bits(struct fastmap *f, unsigned cluster_bits);

@@ -22,6 +22,7 @@
 #include "log.h"
 #include "qcow2/repair.h"
 #include "ring.h"
+#include "swap.h"
 #include "test_switch.h"
 #include "thread.h"
 #include <errno.h>
@@ -43,7 +44,7 @@
 struct meta {
 	pthread_t thread;
 	struct mailbox box;
-	bool stop, dump;
+	bool stop, dump, no_hits;
 	/* start and stop */
 	const struct server_options *opt; /* until the image is open */
 	struct qcow2_error *err; /* of who started or stops us */
@@ -61,6 +62,7 @@ struct meta {
 	unsigned inflight; /* requests that the library has */
 	bool scarce; /* one had no memory, and the backlog was not empty since */
 	bool pause; /* it had none just now */
+	bool peer_off; /* as no_hits was */
 	struct home *to_wake;
 	/* what it tells others of the image, before the answers of the same turn */
 	uint64_t commits;
@@ -430,9 +432,19 @@ static void dump(const struct meta *m)
 		fprintf(stderr, "%u wait for memory\n", n);
 }
 
+static void switch_hits(struct meta *m)
+{
+	bool off = __atomic_load_n(&m->no_hits, __ATOMIC_ACQUIRE);
+
+	if (off != m->peer_off)
+		fastmap_peer_off(m->map, off);
+	m->peer_off = off;
+}
+
 static void serve(struct meta *m)
 {
 	while (!__atomic_load_n(&m->stop, __ATOMIC_ACQUIRE)) {
+		switch_hits(m);
 		start_requests(m);
 		fastmap_poll(m->map);
 		qcow2_run(m->img, true);
@@ -502,6 +514,7 @@ int meta_start(struct meta **out, const struct server_options *opt, struct fastm
 	m->opt = opt;
 	m->map = map;
 	m->err = err;
+	m->no_hits = swap_is_urgent();
 	m->read_only_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (m->read_only_fd < 0) {
 		ret = qcow2_fail(err, -errno, "%s: eventfd: %s", opt->image, strerror(errno));
@@ -581,6 +594,12 @@ bool meta_send(struct meta *m, struct miss *miss)
 
 void meta_wake(struct meta *m)
 {
+	ring_wake(m->ring);
+}
+
+void meta_allow_hits(struct meta *m, bool allow)
+{
+	__atomic_store_n(&m->no_hits, !allow, __ATOMIC_RELEASE);
 	ring_wake(m->ring);
 }
 

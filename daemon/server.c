@@ -651,6 +651,11 @@ unsigned server_depth(const struct server *s)
 	return s->info.queue_depth;
 }
 
+void server_allow_hits(struct server *s, bool allow)
+{
+	meta_allow_hits(s->meta, allow);
+}
+
 void server_dump(struct server *s)
 {
 	meta_dump(s->meta);

@@ -61,6 +61,8 @@ bool server_read_only(const struct server *s); /* now */
 int server_read_only_fd(const struct server *s);
 unsigned server_queues(const struct server *s);
 unsigned server_depth(const struct server *s);
+/* Whether engine kernel shall serve hits; the daemon does else. Any thread. */
+void server_allow_hits(struct server *s, bool allow);
 /* Have the running and waiting steps of the image written to stderr; async-signal-safe (SIGUSR1). */
 void server_dump(struct server *s);
 void server_get_stats(struct server *s, struct server_stats *out);

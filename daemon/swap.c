@@ -10,6 +10,10 @@
  * then: at a queue depth of some requests a thread that preempts whoever submits them costs a switch for
  * each.
  *
+ * Hits of engine kernel are served in whatever process or kernel thread comes by, with the image's inode
+ * locked, and no such thread has this policy. One that waits for memory there waits for pages on their way to
+ * us, and we for the inode, to allocate a cluster for them. So meanwhile the daemon serves all (control.c).
+ *
  * Devices are followed down through partitions and /sys/.../slaves. What cannot be followed (a file system
  * without a block device of its own, a loop device, a ublk device of somebody else) counts as ours.
  */
@@ -188,6 +192,11 @@ void swap_watch_close(struct swap_watch *w)
 	if (w->fd >= 0)
 		close(w->fd);
 	w->fd = -1;
+}
+
+bool swap_is_urgent(void)
+{
+	return wants(0, SCHED_RR);
 }
 
 void swap_watch_look(struct swap_watch *w, const char *device)

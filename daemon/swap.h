@@ -18,5 +18,7 @@ void swap_watch_close(struct swap_watch *w);
  * SCHED_OTHER. What comes of them inherits it. One thread at a time.
  */
 void swap_watch_look(struct swap_watch *w, const char *device);
+/* Whether the calling thread has that policy, from who started it if nobody looked. */
+bool swap_is_urgent(void);
 
 #endif

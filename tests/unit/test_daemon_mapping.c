@@ -289,6 +289,36 @@ static void a_slot_is_reused_when_the_peer_has_drained(void **state)
 	fastmap_free(x.f);
 }
 
+static void a_peer_that_is_off_finds_nothing(void **state)
+{
+	struct fixture x;
+	struct op op;
+
+	make(&x);
+	for (uint64_t s = 0; s < 3; s++)
+		publish(&x, s * SLICE, CLUSTER, WORD_DATA, 0, s * CLUSTER, true);
+	x.fake.busy = true;
+	fastmap_peer_off(x.f, true);
+	for (uint64_t s = 0; s < 3; s++) {
+		publish(&x, s * SLICE, CLUSTER, WORD_DATA, 0, s * CLUSTER, true);
+		assert_false(kernel_hit(s * SLICE));
+	}
+	assert_int_equal(x.fake.calls, 3);
+	/* hits that began before may still be going on */
+	assert_int_equal(withdraw(&x, 2 * SLICE, CLUSTER, &op), -EWOULDBLOCK);
+	assert_int_equal(x.fake.calls, 3);
+	fastmap_peer_off(x.f, false);
+	assert_false(kernel_hit(0));
+	assert_false(drained(&x, &op));
+	fastmap_peer_drained(x.f, x.fake.ticket);
+	assert_true(drained(&x, &op));
+	for (uint64_t s = 0; s < 4; s++) { /* every slot is to be had again */
+		publish(&x, s * SLICE, CLUSTER, WORD_DATA, 0, s * CLUSTER, true);
+		assert_true(kernel_hit(s * SLICE));
+	}
+	fastmap_free(x.f);
+}
+
 /* ---- several threads ---- */
 
 #define GUESTS 24u
@@ -455,6 +485,8 @@ static void hammer(struct hammer *h, unsigned moves)
 		if (__atomic_load_n(&h->wrong, __ATOMIC_RELAXED))
 			break;
 		move_some(h, cell_of);
+		if (i % 100 > 97)
+			fastmap_peer_off(h->x.f, i % 100 == 98);
 		if (h->spin > 1000 || i % 64 == 0)
 			sched_yield();
 	}
@@ -497,6 +529,7 @@ int main(void)
 		cmocka_unit_test(only_what_was_published_is_drained),
 		cmocka_unit_test(a_withdrawal_waits_for_the_peer),
 		cmocka_unit_test(a_slot_is_reused_when_the_peer_has_drained),
+		cmocka_unit_test(a_peer_that_is_off_finds_nothing),
 		cmocka_unit_test(kernel_readers_never_see_a_foreign_cell),
 		cmocka_unit_test(without_the_drain_they_do),
 	};

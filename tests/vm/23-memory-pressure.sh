@@ -77,17 +77,37 @@ calm() { # IMAGE: at the end
 	prints "No errors were found on the image."
 }
 
+hits() {
+	expect 0 ublk-qcow2 stats "$dev" --json
+	jq .hits "$work/out"
+}
+
+# Whether a mapped read is a hit.
+reads_hit() { # yes|no
+	local before
+	expect 0 dd if="$dev" of=/dev/null bs=4k count=1 iflag=direct
+	before=$(hits)
+	expect 0 dd if="$dev" of=/dev/null bs=4k count=1 iflag=direct
+	[ "$(($(hits) - before)):$1" = 1:yes ] || [ "$(($(hits) - before)):$1" = 0:no ]
+}
+
 swap_on() { # IMAGE
+	local before
 	attach "$1"
 	expect 0 mkswap "$dev"
+	reads_hit yes || fail "no hits"
 	expect 0 swapon --discard "$dev"
 	until_true are_urgent yes
+	if [ "$engine" = kernel ]; then until_true reads_hit no; fi # they would be served by whoever comes by
+	before=$(hits)
 	hogs $((($(available) + 120) / 2))
+	[ "$engine" = server ] || [ "$(hits)" = "$before" ] || fail "hits in the kernel: $before, now $(hits)"
 	grep -q "^$dev " /proc/swaps || fail "no swap space"
 	is_locked
 	are_urgent yes || fail "not all are urgent any more"
 	expect 0 swapoff "$dev"
 	until_true are_urgent no
+	until_true reads_hit yes
 	expect 0 ublk-qcow2 stats "$dev" --json
 	json '.writes > 1000 and .misses > 100'
 	calm "$1"
