@@ -120,7 +120,7 @@ static void add_piece(struct arena *a)
 
 static bool is_wanted(const struct arena *a)
 {
-	return (a->free < LITTLE || a->ready < a->target) && a->ready < a->max;
+	return (a->free < LITTLE || a->ready < a->target || a->ready < a->reserve) && a->ready < a->max;
 }
 
 /* Nobody got anything for a while: all free pieces at the end go. */
@@ -302,6 +302,18 @@ void arena_want(struct arena *a, size_t bytes)
 	if (is_wanted(a))
 		pthread_cond_signal(&a->wanted);
 	pthread_mutex_unlock(&a->lock);
+}
+
+void arena_reserve(struct arena *a, size_t bytes)
+{
+	static const struct timespec pause = { .tv_nsec = 1000000 };
+
+	pthread_mutex_lock(&a->lock);
+	a->reserve = bytes < a->max ? bytes : a->max;
+	pthread_cond_signal(&a->wanted);
+	pthread_mutex_unlock(&a->lock);
+	while (arena_ready(a) < a->reserve)
+		nanosleep(&pause, NULL);
 }
 
 void arena_put(struct arena *a, void *p)

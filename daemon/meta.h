@@ -56,8 +56,8 @@ void meta_commits(const struct meta *m,
 /* Any thread. send() returns whether meta_wake() is needed: once, after the last of a batch. */
 bool meta_send(struct meta *m, struct miss *miss);
 void meta_wake(struct meta *m);
-/* Any thread: whether engine kernel shall serve hits; at first unless the thread that calls meta_start() is one of
- * swap.h's. */
+/* Any thread: whether engine kernel shall serve hits; at first unless the thread that calls meta_start() is
+ * one of swap.h's. */
 void meta_allow_hits(struct meta *m, bool allow);
 /* Have the thread write its stuck or running steps to stderr; async-signal-safe. */
 void meta_dump(struct meta *m);

@@ -39,6 +39,7 @@
 #define MAX_DEPTH 1024u
 #define DEFAULT_CACHE (1ull << 20)
 #define LIBRARY_RESERVE ARENA_LARGEST
+#define LIBRARY_LINKS 16u /* of a chain, for which that suffices: the cache of each keeps some blocks */
 #define LIBRARY_MAX (64u << 20)
 #define NODE_WAIT_MS 5000
 
@@ -501,7 +502,11 @@ int server_open_image(struct server *s, const struct server_options *opt, unsign
 	ret = fastmap_new(&s->map, 0, server_cache_size(opt), queues, peer);
 	if (ret)
 		return qcow2_fail(err, ret, "%s: mapping table: %s", opt->image, strerror(-ret));
-	return meta_start(&s->meta, opt, s->map, err);
+	ret = meta_start(&s->meta, opt, s->map, err);
+	if (!ret)
+		arena_reserve(s->library,
+			      LIBRARY_RESERVE * (1 + meta_info(s->meta)->chain_length / LIBRARY_LINKS));
+	return ret;
 }
 
 /* Before the image is open: the table's memory. */

@@ -18,6 +18,7 @@
 #define CACHE_DEFAULT_BYTES (2u << 20)
 #define CACHE_MIN_BLOCKS 64u
 #define CACHE_CLEAN_BLOCKS 16u /* so few clean ones are not evicted */
+#define CACHE_READER_BLOCKS 4u /* the same of an image that is only read: there may be 255 of them in a chain */
 #define CACHE_GIVE_BLOCKS 8u
 #define CACHE_SPARE_BLOCKS 64u /* beyond the size, for who cannot wait */
 
@@ -117,15 +118,15 @@ void cache_free(struct qcow2_image *img)
  */
 static bool evict(struct cache *c)
 {
+	unsigned clean = 0, keep = c->img->commit ? CACHE_CLEAN_BLOCKS : CACHE_READER_BLOCKS;
 	struct block *b, *oldest = NULL;
-	unsigned clean = 0;
 
 	TAILQ_FOREACH_REVERSE(b, &c->lru, lru, lru) {
 		if (b->dirty || b->pins || b->loading)
 			continue;
 		if (!oldest)
 			oldest = b;
-		if (++clean > CACHE_CLEAN_BLOCKS) {
+		if (++clean > keep) {
 			block_free(c, oldest);
 			return true;
 		}

@@ -242,9 +242,11 @@ static void reserve_is_enough(void **state)
 	disk_free(d);
 }
 
-static void start_with(struct arena **a, struct qcow2_memory *memory)
+static void start_with(struct arena **a, struct qcow2_memory *memory, size_t bytes)
 {
-	assert_int_equal(arena_new(a, 64, ARENA_LARGEST, ARENA_LARGEST, NULL, NULL), 0);
+	assert_int_equal(arena_new(a, 64, ARENA_LARGEST, bytes, NULL, NULL), 0);
+	arena_reserve(*a, bytes);
+	assert_int_equal(arena_ready(*a), bytes);
 	*memory = (struct qcow2_memory){ .get = get, .put = put, .ready = ready, .ctx = *a };
 	qcow2_use_memory(memory);
 	refusals = 0;
@@ -258,9 +260,10 @@ static void end_with(struct arena *a, struct disk *d)
 	disk_free(d);
 }
 
+static unsigned char buf[65536] __attribute__((aligned(4096)));
+
 static void do_again(struct qcow2_image *img, enum qcow2_req_op op, uint64_t off, uint64_t len, int fill)
 {
-	static unsigned char buf[65536] __attribute__((aligned(4096)));
 	struct job j = {
 		.req = { .op = op, .off = off, .len = len, .buf = buf, .done = job_done, .owner = &j }
 	};
@@ -270,7 +273,8 @@ static void do_again(struct qcow2_image *img, enum qcow2_req_op op, uint64_t off
 	finish(img, &j, 1);
 }
 
-/* A block of metadata takes 4096 bytes, even one of 512: not more of them get dirty than a commit can copy. */
+/* A block of metadata takes 4096 bytes, even one of 512: not more of them get dirty than a commit can copy.
+ */
 static void small_blocks_fit(void **state)
 {
 	struct disk *d = disk_make(&(struct spec){ .bits = 9, .size = 4 << 20 });
@@ -278,7 +282,7 @@ static void small_blocks_fit(void **state)
 	struct qcow2_image *img;
 	struct arena *a;
 
-	start_with(&a, &memory);
+	start_with(&a, &memory, ARENA_LARGEST);
 	img = open_image(d, NULL);
 	for (unsigned i = 0; i < 4000; i++)
 		do_again(img, QCOW2_WRITE, (uint64_t)(i * 61 % 8192) << 9, 512, 1 + i % 250);
@@ -298,7 +302,7 @@ static void close_waits_for_memory(void **state)
 	struct arena *a;
 
 	for (unsigned times = 1; times < 40; times++) {
-		start_with(&a, &memory);
+		start_with(&a, &memory, ARENA_LARGEST);
 		img = open_image(d, NULL);
 		for (unsigned c = 0; c < 64; c++)
 			do_again(img, QCOW2_WRITE, (uint64_t)c << 16, 65536, 1 + (int)times);
@@ -313,15 +317,84 @@ static void close_waits_for_memory(void **state)
 	disk_free(d);
 }
 
+#define LINKS 40u
+#define TABLES 32u
+
+static struct {
+	char path[24];
+	struct disk *d;
+} link_of[LINKS + 1];
+
+static int open_link(void *ctx, const char *path, enum backing_format format, struct host_file **out,
+		     struct qcow2_error *err)
+{
+	unsigned i = (unsigned)atoi(strrchr(path, '/') + 1);
+
+	assert_true(i > 0 && i < LINKS);
+	*out = disk_open(link_of[i].d, true);
+	return 0;
+}
+
+static const struct qcow2_options with_links = { .opener = &(struct qcow2_opener){ .open = open_link } };
+
+/* Cluster c of each 2 MiB (one L2 table) comes from link c. */
+static void make_links(void)
+{
+	for (unsigned i = LINKS; i--;) {
+		struct qcow2_image *img;
+
+		snprintf(link_of[i].path, sizeof(link_of[i].path), "/%u", i);
+		link_of[i].d =
+			disk_make(&(struct spec){ .size = TABLES << 21,
+						  .rt_clusters = 2,
+						  .backing = i + 1 < LINKS ? link_of[i + 1].path : NULL,
+						  .format = i + 1 < LINKS ? "qcow2" : NULL });
+		link_of[i].d->path = link_of[i].path;
+		img = open_image(link_of[i].d, &with_links);
+		for (uint64_t t = 0; t < TABLES; t++)
+			assert_int_equal(do_write(img, (t << 21) + i * 4096, 4096, (int)(1 + i)), 0);
+		close_image(img);
+	}
+}
+
+/* What each link of a deep chain has cached is no use to the next request; a walk down to the base needs
+ * blocks of all. */
+static void a_deep_chain_gets_on(void **state)
+{
+	struct qcow2_memory memory;
+	struct qcow2_image *img;
+	struct arena *a;
+
+	make_links();
+	start_with(&a, &memory, ARENA_LARGEST * (1 + LINKS / 16));
+	img = open_image(link_of[0].d, &with_links);
+	srand(3);
+	for (unsigned i = 0; i < 3000; i++) {
+		unsigned t = (unsigned)rand() % TABLES, c = (unsigned)rand() % (LINKS + 1);
+
+		if (i % 10 == 0) {
+			do_again(img, QCOW2_WRITE, ((uint64_t)t << 21) + 400 * 4096, 4096, 77);
+			continue;
+		}
+		do_again(img, QCOW2_READ, ((uint64_t)t << 21) + c * 4096, 4096, 99);
+		for (unsigned k = 0; k < 4096; k += 511)
+			assert_int_equal(buf[k], c == LINKS ? 0 : 1 + c);
+	}
+	print_message("    %lu refusals\n", refusals);
+	assert_true(refusals > 10);
+	close_image(img);
+	for (unsigned i = 1; i < LINKS; i++)
+		disk_free(link_of[i].d);
+	end_with(a, link_of[0].d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(nobody_shares),
-		cmocka_unit_test(grows_and_shrinks),
-		cmocka_unit_test(grows_for_a_large_one),
-		cmocka_unit_test(reserve_is_enough),
-		cmocka_unit_test(small_blocks_fit),
-		cmocka_unit_test(close_waits_for_memory),
+		cmocka_unit_test(nobody_shares),	 cmocka_unit_test(grows_and_shrinks),
+		cmocka_unit_test(grows_for_a_large_one), cmocka_unit_test(reserve_is_enough),
+		cmocka_unit_test(small_blocks_fit),	 cmocka_unit_test(close_waits_for_memory),
+		cmocka_unit_test(a_deep_chain_gets_on),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
