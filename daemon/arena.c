@@ -306,14 +306,10 @@ void arena_want(struct arena *a, size_t bytes)
 
 void arena_reserve(struct arena *a, size_t bytes)
 {
-	static const struct timespec pause = { .tv_nsec = 1000000 };
-
 	pthread_mutex_lock(&a->lock);
 	a->reserve = bytes < a->max ? bytes : a->max;
 	pthread_cond_signal(&a->wanted);
 	pthread_mutex_unlock(&a->lock);
-	while (arena_ready(a) < a->reserve)
-		nanosleep(&pause, NULL);
 }
 
 void arena_put(struct arena *a, void *p)

@@ -29,7 +29,7 @@ void arena_put(struct arena *a, void *p);
 bool arena_owns(const struct arena *a, const void *p);
 /* Any thread: have so many bytes ready soon, until there is nothing to do for a while. */
 void arena_want(struct arena *a, size_t bytes);
-/* From now on so many bytes are there at all times, as of arena_new()'s @reserve; waits until they are. */
+/* @bytes instead of arena_new()'s @reserve: as soon as the system has them, and then at all times. */
 void arena_reserve(struct arena *a, size_t bytes);
 size_t arena_ready(const struct arena *a); /* any thread: bytes that are there */
 

@@ -192,7 +192,7 @@ static int on_order(sd_event_source *source, int fd, uint32_t revents, void *use
 static void look_at_swaps(struct control *c)
 {
 	swap_watch_look(&c->swap, c->state->device);
-	server_allow_hits(c->server, !c->swap.urgent);
+	server_allow_hits(c->server, c->swap.use != SWAP_OURS);
 }
 
 static int on_swaps(sd_event_source *source, int fd, uint32_t revents, void *userdata)

@@ -5,9 +5,13 @@
 
 #include <stdbool.h>
 
+/* What swap space there is on a device. */
+enum swap_use { SWAP_NOT, SWAP_MAYBE, SWAP_OURS };
+
 struct swap_watch {
 	int fd; /* /proc/swaps; has POLLPRI when that has changed. -1: there is none */
-	bool looked, urgent;
+	bool looked;
+	enum swap_use use;
 };
 
 void swap_watch_open(struct swap_watch *w);

@@ -246,6 +246,8 @@ static void start_with(struct arena **a, struct qcow2_memory *memory, size_t byt
 {
 	assert_int_equal(arena_new(a, 64, ARENA_LARGEST, bytes, NULL, NULL), 0);
 	arena_reserve(*a, bytes);
+	for (unsigned i = 0; i < 600 && arena_ready(*a) < bytes; i++)
+		usleep(100000);
 	assert_int_equal(arena_ready(*a), bytes);
 	*memory = (struct qcow2_memory){ .get = get, .put = put, .ready = ready, .ctx = *a };
 	qcow2_use_memory(memory);

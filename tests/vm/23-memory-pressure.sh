@@ -174,40 +174,81 @@ case_swap() {
 	swap_on a.qcow2
 }
 
+# Swap space that is ours, or not.
+ours() {
+	until_true are_urgent yes
+	[ "$engine" = server ] || until_true reads_hit no
+}
+not_ours() { # of engine kernel the hits too
+	sleep 0.5
+	are_urgent no || fail "urgent for the swap space of another disk"
+	reads_hit yes || fail "no hits for the swap space of another disk"
+}
+
+swap_file() { # PATH
+	touch "$1"
+	chattr +C "$1" 2>err || true # btrfs wants that
+	dd if=/dev/zero of="$1" bs=1M count=32 status=none || fail "dd"
+	chmod 600 "$1"
+	expect 0 mkswap "$1"
+}
+
 # Which swap space is ours: not somebody else's, but that on a volume, in a partition or in a file on the device.
 case_whose_swap() {
-	local n
-	image a.qcow2 256M
+	local n loop type
+	image a.qcow2 320M
 	attach a.qcow2
 	modprobe null_blk nr_devices=1 gb=1 memory_backed=1 || fail "null_blk"
 	expect 0 mkswap /dev/nullb0
 	expect 0 swapon /dev/nullb0
-	sleep 0.5
-	are_urgent no || fail "urgent for the swap space of another disk"
+	not_ours
+	modprobe loop
+	truncate -s 32M loop.raw
+	loop=$(losetup --find --show loop.raw) || fail "losetup"
+	expect 0 mkswap "$loop"
+	expect 0 swapon "$loop"
+	not_ours
+	expect 0 swapoff "$loop"
+	losetup -d "$loop"
 	printf 'label: gpt\n,64M\n,,\n' | sfdisk -q "$dev" >out 2>&1 || fail "sfdisk: $(cat out)"
 	udevadm settle
 	expect 0 mkswap "$dev"p1
 	expect 0 swapon "$dev"p1
-	until_true are_urgent yes
+	ours
 	expect 0 swapoff "$dev"p1
 	until_true are_urgent no
 	n=$(blockdev --getsz "$dev"p2)
 	dmsetup create vol --table "0 $n linear ${dev}p2 0" || fail "dmsetup"
-	expect 0 mkfs.ext4 -q /dev/mapper/vol
 	mkdir -p mnt
-	mount /dev/mapper/vol mnt || fail "mount"
-	head -c 32M /dev/zero >"mnt/a file"
-	chmod 600 "mnt/a file"
-	expect 0 mkswap "mnt/a file"
-	expect 0 swapon "mnt/a file"
-	until_true are_urgent yes
+	for type in btrfs ext4; do # the last one stays
+		modprobe $type
+		wipefs -q -a /dev/mapper/vol
+		expect 0 mkfs.$type -q /dev/mapper/vol
+		mount /dev/mapper/vol mnt || fail "mount"
+		swap_file "mnt/a file"
+		loop=$(losetup --find --show "mnt/a file") || fail "losetup"
+		expect 0 mkswap "$loop"
+		expect 0 swapon "$loop"
+		ours
+		expect 0 swapoff "$loop"
+		losetup -d "$loop"
+		until_true are_urgent no
+		expect 0 swapon "mnt/a file"
+		ours
+		if [ $type = btrfs ]; then
+			expect 0 swapoff "mnt/a file"
+			umount mnt || fail "umount"
+		fi
+	done
 	kill -9 "$(member pid)"
 	until_true is_state live
 	are_urgent yes || fail "the next worker is not urgent"
+	[ "$engine" = server ] || reads_hit no || fail "the next worker publishes"
 	kill_both
 	expect 0 ublk-qcow2 recover "$dev"
 	until_true is_state live
 	are_urgent yes || fail "recovered, and not urgent"
+	[ "$engine" = server ] || reads_hit no || fail "recovered, and publishes"
 	expect 0 swapoff -a
 	until_true are_urgent no
 	umount mnt
