@@ -82,13 +82,14 @@ hits() {
 	jq .hits "$work/out"
 }
 
-# Whether a mapped read is a hit.
+# Whether a mapped read is a hit; udev may read as well.
 reads_hit() { # yes|no
-	local before
+	local before more
 	expect 0 dd if="$dev" of=/dev/null bs=4k count=1 iflag=direct
 	before=$(hits)
 	expect 0 dd if="$dev" of=/dev/null bs=4k count=1 iflag=direct
-	[ "$(($(hits) - before)):$1" = 1:yes ] || [ "$(($(hits) - before)):$1" = 0:no ]
+	more=$(($(hits) - before))
+	if [ "$1" = yes ]; then ((more > 0)); else ((more == 0)); fi
 }
 
 swap_on() { # IMAGE
