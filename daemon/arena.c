@@ -13,7 +13,6 @@
  * the largest order have no buddy: pieces come and go alone.
  */
 #include "arena.h"
-#include "memory.h"
 #include "thread.h"
 #include <errno.h>
 #include <pthread.h>
@@ -106,10 +105,21 @@ static struct block *take(struct arena *a, unsigned order)
 
 /* ---- pieces ---- */
 
+/* Page by page, without a change: such a fault holds only the lock of its mapping (since 6.4). madvise()
+ * would have the address space's, and whoever frees a large copy meanwhile would wait for it, and so for
+ * memory. */
+static void touch(void *p, size_t len)
+{
+	for (char *at = p, old; at < (char *)p + len; at += 4096) {
+		old = __atomic_load_n(at, __ATOMIC_RELAXED);
+		__atomic_compare_exchange_n(at, &old, old, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+	}
+}
+
 static void fill_piece(struct arena *a, size_t at)
 {
-	memory_fill(a->base + at, ARENA_LARGEST);
-	memory_fill(a->tag + at / a->smallest, ARENA_LARGEST / a->smallest);
+	touch(a->base + at, ARENA_LARGEST);
+	touch(a->tag + at / a->smallest, ARENA_LARGEST / a->smallest);
 }
 
 static void add_piece(struct arena *a)
