@@ -7,6 +7,7 @@
  * of this program.
  */
 #include "kernel_program.h"
+#include "memory.h"
 #include "qcow2.skel.h"
 #include <bpf/bpf.h>
 #include <errno.h>
@@ -98,8 +99,8 @@ static int failed(const char *what, int ret, struct qcow2_error *err)
 			  complaint.text[0] ? ": " : "", complaint.text);
 }
 
-int kernel_program_load(struct kernel_program **out, int id, const struct kernel_table *table,
-			unsigned cluster_bits, struct qcow2_error *err)
+static int load(struct kernel_program **out, int id, const struct kernel_table *table, unsigned cluster_bits,
+		struct qcow2_error *err)
 {
 	struct kernel_program *p = calloc(1, sizeof(*p));
 	int ret;
@@ -126,6 +127,17 @@ int kernel_program_load(struct kernel_program **out, int id, const struct kernel
 	return 0;
 }
 
+int kernel_program_load(struct kernel_program **out, int id, const struct kernel_table *table,
+			unsigned cluster_bits, struct qcow2_error *err)
+{
+	int ret;
+
+	memory_start_passing();
+	ret = load(out, id, table, cluster_bits, err);
+	memory_end_passing();
+	return ret;
+}
+
 /* The folder of the pin, on a bpffs; 0 or -errno. */
 static int make_folder(const char *pin)
 {
@@ -140,7 +152,7 @@ static int make_folder(const char *pin)
 	return mkdir(dir, 0700) < 0 && errno != EEXIST ? -errno : 0;
 }
 
-int kernel_program_attach(struct kernel_program *p, const char *pin, struct qcow2_error *err)
+static int attach(struct kernel_program *p, const char *pin, struct qcow2_error *err)
 {
 	int ret = make_folder(pin);
 
@@ -151,7 +163,22 @@ int kernel_program_attach(struct kernel_program *p, const char *pin, struct qcow
 	if (!p->link)
 		return failed("attached", -errno, err);
 	ret = bpf_link__pin(p->link, pin);
-	return ret ? qcow2_fail(err, ret, "%s: the BPF link cannot be pinned: %s", pin, strerror(-ret)) : 0;
+	if (ret)
+		return qcow2_fail(err, ret, "%s: the BPF link cannot be pinned: %s", pin, strerror(-ret));
+	/* The link holds program and maps; what libbpf knows of them is of no use any more. */
+	qcow2_bpf__destroy(p->skel);
+	p->skel = NULL;
+	return 0;
+}
+
+int kernel_program_attach(struct kernel_program *p, const char *pin, struct qcow2_error *err)
+{
+	int ret;
+
+	memory_start_passing();
+	ret = attach(p, pin, err);
+	memory_end_passing();
+	return ret;
 }
 
 void kernel_program_free(struct kernel_program *p)

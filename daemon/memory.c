@@ -21,7 +21,8 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#define HEAP (96u << 10) /* less than what malloc maps on its own */
+#define MAPPED (128 << 10) /* the C library's own limit of what malloc maps */
+#define HEAP (96u << 10) /* less than that */
 
 /* Whole pages that hold [start, end). */
 static void populate(uintptr_t start, uintptr_t end, int how)
@@ -93,6 +94,17 @@ void memory_protect(const char *image)
 	}
 	dl_iterate_phdr(populate_object, NULL);
 	reserve_heap();
+}
+
+void memory_start_passing(void)
+{
+	mallopt(M_MMAP_THRESHOLD, (int)sysconf(_SC_PAGESIZE));
+}
+
+void memory_end_passing(void)
+{
+	mallopt(M_MMAP_THRESHOLD, MAPPED);
+	malloc_trim(HEAP);
 }
 
 void memory_fill(void *p, size_t len)

@@ -11,6 +11,12 @@
  * once; the OOM killer takes others first. What is refused is one line in the log and otherwise done without.
  */
 void memory_protect(const char *image);
+/*
+ * Between these two, what malloc gives in pages is freed to the kernel and not into the heap, which is locked
+ * and never shrinks: for libbpf, which takes much and for a moment. They do not nest.
+ */
+void memory_start_passing(void);
+void memory_end_passing(void);
 /* Have the pages of [p, p + len) there now, for writing, so that no access has to wait for memory. */
 void memory_fill(void *p, size_t len);
 /* The same for @len bytes of the calling thread's stack. */
