@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 # kernels: stable backports
-# timeout: 900
+# timeout: 1200
 # group: long
 """A virtual machine whose disks are ours: QEMU, without KVM, in the guest, with the kernel that the guest itself runs.
 
@@ -26,7 +26,7 @@ WORK = "/root/qemu-guest"
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 KERNEL = os.uname().release
 MODULES = ["drivers/virtio/virtio_mmio", "drivers/block/virtio_blk"]
-BOOT_LIMIT = 500  # seconds; emulation within emulation
+BOOT_LIMIT = 1000  # seconds; emulation within emulation
 # What nobody here needs and what takes an emulated emulator seconds each.
 NEEDLESS = ["load_system_certificate_list", "inet6_init", "param_sysfs_builtin_init", "slab_late_init", "init_encrypted", "cmos_init"]
 APPEND = ["console=ttyS0", "quiet", "panic=-1", "tsc_early_khz=1000000", "lpj=4000000", "no_timer_check", "mitigations=off", "lsm=",
