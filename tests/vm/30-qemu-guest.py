@@ -84,8 +84,11 @@ def make_initrd(path, script):
     for i, name in enumerate(MODULES):
         with lzma.open("/usr/lib/modules/%s/kernel/%s.ko.xz" % (KERNEL, name)) as f:
             files.append(("modules/%d.ko" % i, 0o100644, f.read()))
+    data = cpio(files)
+    # Whole pages: QEMU puts it at the end of memory, aligned, over its own ACPI tables if they are in the same page.
+    data += bytes(-len(data) % 4096)
     with open(path, "wb") as f:
-        f.write(cpio(files))
+        f.write(data)
 
 
 def disk(name, device, options):
