@@ -13,7 +13,7 @@
 void memory_protect(const char *image);
 /*
  * Between these two, what malloc gives in pages is freed to the kernel and not into the heap, which is locked
- * and never shrinks: for libbpf, which takes much and for a moment. They do not nest.
+ * and keeps it: for libbpf, which takes much and for a moment. They do not nest.
  */
 void memory_start_passing(void);
 void memory_end_passing(void);
